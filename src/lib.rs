@@ -1,0 +1,2 @@
+//! Facade.
+pub use event_bus_core::*;
