@@ -1,2 +1,52 @@
-//! xtask
-fn main() {}
+//! What a developer or a CI server does with this repository, in one word each.
+
+#![allow(clippy::print_stdout, reason = "a command line tool talks to the terminal")]
+
+mod arrows;
+mod check;
+mod features;
+mod orders;
+mod shell;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+use shell::{Cargo, Failed};
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  check           format, lints, documentation, every combination of features, and who may depend on whom
+  test [--fast]   the whole suite: tests, doc tests, 10,000 simulated histories, the example with a crash in the middle;
+                  --fast leaves out the 10,000 histories (some hundreds run in the suite in any case)
+  bench [ARGS..]  the benchmarks, in release mode; `cargo xtask bench --help` lists the scenarios
+
+Nothing has to be installed but Rust. cargo-nextest and cargo-deny are used where they are found.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments.as_slice() {
+        ["check"] => check::run(),
+        ["test"] => test::run(test::Depth::Full),
+        ["test", "--fast"] => test::run(test::Depth::Fast),
+        ["bench", rest @ ..] => bench(rest),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            Ok(())
+        }
+        unknown => Err(Failed(format!("unknown command: {}\n\n{HELP}", unknown.join(" ")))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed(reason)) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(arguments: &[&str]) -> Result<(), Failed> {
+    Cargo::new("run --release --quiet -p event-bus-benchmarks --").args(arguments).run()
+}
