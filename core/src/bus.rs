@@ -75,7 +75,7 @@ impl EventBus {
     /// # Cancel safety
     /// A dropped future leaves no worker behind.
     pub async fn start(&self) -> Result<Worker> {
-        Worker::start(self.inner.clone())
+        Worker::start(self.inner.clone()).await
     }
 
     /// Works until `stop` resolves (`bus.run_until(tokio::signal::ctrl_c())`), then shuts down with 30 seconds of grace.

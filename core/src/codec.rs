@@ -121,7 +121,7 @@ fn write_value(text: &mut String, value: &Value) {
             text.push_str("0x");
             write_hex(text, value);
         }
-        Value::Array(values) => write_list(text, ('[', ']'), values, |text, value| write_value(text, value)),
+        Value::Array(values) => write_list(text, ('[', ']'), values, write_value),
         Value::Map(entries) => write_list(text, ('{', '}'), entries, |text, (key, value)| {
             write_value(text, key);
             text.push_str(": ");
@@ -145,4 +145,59 @@ fn write_list<T>(text: &mut String, brackets: (char, char), items: &[T], write: 
         write(text, item);
     }
     text.push(brackets.1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Partitioned;
+    use serde::Deserialize;
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Moved {
+        to: String,
+        floor: i32,
+    }
+
+    impl Partitioned for Moved {}
+
+    impl Event for Moved {
+        const NAME: &'static str = "people.moved";
+        const VERSION: u32 = 2;
+
+        fn upcast(_: u32, payload: Value) -> Result<Value, String> {
+            let to = payload.as_text().ok_or("version 1 was a text")?.to_owned();
+            Ok(Value::Map(vec![("to".into(), to.into()), ("floor".into(), 0.into())]))
+        }
+    }
+
+    #[test]
+    fn an_event_comes_back_equal_to_what_was_published() {
+        let event = Moved { to: "Gasse 3 \u{1F3E0}".into(), floor: -1 };
+        assert_eq!(decode::<Moved>(2, &encode(&event).unwrap()), Ok(event));
+    }
+
+    #[test]
+    fn an_older_payload_is_lifted() {
+        assert_eq!(decode::<Moved>(1, &encode("Hof").unwrap()), Ok(Moved { to: "Hof".into(), floor: 0 }));
+    }
+
+    #[test]
+    fn a_newer_payload_waits_and_a_broken_one_says_why() {
+        let payload = encode(&Moved { to: String::new(), floor: 0 }).unwrap();
+        assert_eq!(decode::<Moved>(3, &payload), Err(DecodeError::NewerVersion { found: 3, known: 2 }));
+        assert!(matches!(decode::<Moved>(2, b"\xff\x00"), Err(DecodeError::Malformed(_))));
+        let followed = [payload.as_ref(), b"\x00"].concat();
+        assert_eq!(
+            decode::<Moved>(2, &followed),
+            Err(DecodeError::Malformed("1 bytes follow the payload".into()))
+        );
+    }
+
+    #[test]
+    fn a_payload_is_readable_without_its_type() {
+        let payload = encode(&Moved { to: "a\"\u{1b}[31mb".into(), floor: 7 }).unwrap();
+        assert_eq!(readable(&payload), r#"{"to": "a\"\u{1b}[31mb", "floor": 7}"#);
+        assert_eq!(readable(b"\xff\x01"), "not CBOR: 0xff01");
+    }
 }

@@ -10,20 +10,38 @@ use crate::backend::{Connection, Session};
 use crate::delivery::Delivery;
 use crate::envelope::EventId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::registry::Registered;
+use crate::worker::RunScope;
 
 /// What a handler can ask about its delivery and the run it is in.
 pub struct Context {
-    pub(crate) handler: Arc<str>,
-    pub(crate) delivery: Arc<Delivery>,
-    pub(crate) max_attempts: u32,
-    pub(crate) shutdown: Shutdown,
-    pub(crate) session: Option<Arc<dyn Session>>,
+    handler: Arc<str>,
+    delivery: Arc<Delivery>,
+    max_attempts: u32,
+    shutdown: Shutdown,
+    session: Option<Arc<dyn Session>>,
 }
 
 impl Context {
     /// A context for a run outside a worker: inside `publish`, or in a test.
     pub fn detached(handler: Arc<str>, delivery: Arc<Delivery>, max_attempts: u32) -> Self {
         Self { handler, delivery, max_attempts, shutdown: Shutdown::never(), session: None }
+    }
+
+    /// A context for a run in a worker.
+    pub(crate) fn of_worker(handler: &Registered, delivery: Arc<Delivery>, scope: &RunScope) -> Self {
+        Self {
+            handler: handler.name().clone(),
+            delivery,
+            max_attempts: handler.options().max_attempts,
+            shutdown: scope.shutdown.clone(),
+            session: Some(scope.session.clone()),
+        }
+    }
+
+    /// The delivery in hand.
+    pub(crate) fn delivery(&self) -> &Delivery {
+        &self.delivery
     }
 
     /// The identity of the event: the same for every handler and every attempt.

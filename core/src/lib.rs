@@ -29,4 +29,4 @@ pub use handler::{Exhausted, Failure, FailureKind, Handler, HandlerOptions, Orde
 pub use partitioned::{MAX_KEY_BYTES, Partitioned, SLOTS, slot};
 pub use publish::{Publish, Receipt};
 pub use retry::Backoff;
-pub use worker::{Drained, Worker};
+pub use worker::{Drained, Worker, WorkerStats};

@@ -39,7 +39,8 @@ mod tests {
     fn the_hash_is_frozen() {
         // XXH3-64 of the empty input with seed 0 is published with the reference implementation.
         assert_eq!(xxhash_rust::xxh3::xxh3_64(b""), 0x2d06_8005_38d3_94c2);
-        let vectors = [("order-1", 0), ("order-2", 0), ("a", 0), ("Kunde-ä", 0), ("0", 0)];
+        // Computed with another implementation (the C library behind Python's xxhash).
+        let vectors = [("order-1", 54), ("order-2", 28), ("a", 31), ("Kunde-ä", 22), ("0", 21)];
         let found: Vec<_> = vectors.iter().map(|(key, _)| slot(key)).collect();
         assert_eq!(found, vectors.iter().map(|(_, slot)| *slot).collect::<Vec<_>>());
     }

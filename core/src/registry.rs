@@ -81,7 +81,7 @@ where
 }
 
 fn decode<E: Events>(cx: &Context) -> Result<E, DecodeError> {
-    let envelope = &cx.delivery.envelope;
+    let envelope = &cx.delivery().envelope;
     E::decode(&envelope.name, envelope.version, &envelope.payload)
 }
 

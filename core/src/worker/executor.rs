@@ -1,0 +1,173 @@
+//! The slots in which deliveries run: each in a task of its own, behind a time limit and a panic barrier.
+
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tracing::Instrument as _;
+
+use crate::backend::Session;
+use crate::context::{Context, Shutdown};
+use crate::delivery::{Delivery, Partition};
+use crate::registry::{Registered, Registry};
+use crate::retry::RunEnd;
+use crate::run::run;
+
+/// What all runs of a session share.
+pub(crate) struct RunScope {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) session: Arc<dyn Session>,
+}
+
+impl RunScope {
+    /// The handler of a delivery: its index is its position in the registry.
+    pub(super) fn handler(&self, delivery: &Delivery) -> Option<&Registered> {
+        self.registry.handlers().get(delivery.handler().get())
+    }
+}
+
+/// A run that ended.
+pub(super) struct Ended {
+    pub(super) delivery: Arc<Delivery>,
+    /// `None`: it was cancelled.
+    pub(super) end: Option<RunEnd>,
+    /// The right to the delivery was lost meanwhile: whatever it did, its outcome must not be stored.
+    pub(super) is_doomed: bool,
+}
+
+struct Run {
+    delivery: Arc<Delivery>,
+    abort: AbortHandle,
+    is_doomed: bool,
+}
+
+/// A fixed number of slots.
+pub(super) struct Executor {
+    scope: Arc<RunScope>,
+    slots: Vec<Option<Run>>,
+    free: Vec<usize>,
+    reports: mpsc::Receiver<(usize, Option<RunEnd>)>,
+    reporter: mpsc::Sender<(usize, Option<RunEnd>)>,
+    buffer: Vec<(usize, Option<RunEnd>)>,
+}
+
+impl Executor {
+    pub(super) fn new(scope: Arc<RunScope>, slots: usize) -> Self {
+        // A slot has at most one report under way, so this many never block.
+        let (reporter, reports) = mpsc::channel(slots);
+        Self {
+            scope,
+            slots: (0..slots).map(|_| None).collect(),
+            free: (0..slots).rev().collect(),
+            reports,
+            reporter,
+            buffer: Vec::new(),
+        }
+    }
+
+    pub(super) fn has_free_slot(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    pub(super) fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Starts a delivery; false if no slot is free.
+    pub(super) fn start(&mut self, delivery: Arc<Delivery>) -> bool {
+        let Some(handler) = self.scope.handler(&delivery) else { return false };
+        let Some(slot) = self.free.pop() else { return false };
+        let span = tracing::info_span!(
+            "delivery",
+            handler = &**handler.name(),
+            event = &*delivery.envelope.name,
+            event_id = %delivery.envelope.id,
+            attempt = delivery.attempt(),
+        );
+        let scope = self.scope.clone();
+        let of_task = delivery.clone();
+        let mut report = Report { reporter: self.reporter.clone(), slot, end: None };
+        let work = async move {
+            let Some(handler) = scope.handler(&of_task) else { return };
+            let cx = Context::of_worker(handler, of_task, &scope);
+            // The report is dropped after this future, so a slot is free only when nothing of its run is left.
+            report.ended(run(handler, &cx).await);
+        };
+        let task = if span.is_disabled() { tokio::spawn(work) } else { tokio::spawn(work.instrument(span)) };
+        self.slots[slot] = Some(Run { delivery, abort: task.abort_handle(), is_doomed: false });
+        true
+    }
+
+    /// Runs that ended since the last call; pending if there are none.
+    pub(super) fn poll_ended(&mut self, task: &mut TaskContext<'_>, ended: &mut Vec<Ended>) -> Poll<()> {
+        match self.reports.poll_recv_many(task, &mut self.buffer, self.slots.len()) {
+            Poll::Ready(_) => {}
+            Poll::Pending => return Poll::Pending,
+        }
+        for (slot, end) in self.buffer.drain(..) {
+            if let Some(run) = self.slots.get_mut(slot).and_then(Option::take) {
+                self.free.push(slot);
+                ended.push(Ended { delivery: run.delivery, end, is_doomed: run.is_doomed });
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Cancels all runs at their next await point; each still ends with a report.
+    pub(super) fn cancel_all(&self) {
+        for run in self.slots.iter().flatten() {
+            run.abort.abort();
+        }
+    }
+
+    /// Cancels the runs of a partition that was lost.
+    pub(super) fn doom(&mut self, partition: Partition) {
+        for run in self.slots.iter_mut().flatten().filter(|run| run.delivery.partition == partition) {
+            run.is_doomed = true;
+            run.abort.abort();
+        }
+    }
+
+    pub(super) fn runs_any_of(&self, partition: Partition) -> bool {
+        self.slots.iter().flatten().any(|run| run.delivery.partition == partition)
+    }
+
+    /// The handlers of what still runs, for logs.
+    pub(super) fn running_handlers(&self) -> Vec<&str> {
+        let running = self.slots.iter().flatten();
+        running.filter_map(|run| self.scope.handler(&run.delivery).map(|h| &**h.name())).collect()
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.cancel_all();
+    }
+}
+
+/// Reports the end of a run when it is dropped, however the run ended.
+struct Report {
+    reporter: mpsc::Sender<(usize, Option<RunEnd>)>,
+    slot: usize,
+    end: Option<RunEnd>,
+}
+
+impl Report {
+    /// The run came to its end; without this it was cancelled.
+    fn ended(&mut self, end: RunEnd) {
+        self.end = Some(end);
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        // It can fail only when the engine is gone, and then nobody is interested.
+        let _ = self.reporter.try_send((self.slot, self.end.take()));
+    }
+}
