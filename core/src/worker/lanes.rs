@@ -622,3 +622,6 @@ impl Lane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
