@@ -1,1 +1,18 @@
-//! In the making.
+//! The SQLite backend of event-bus: one file, no server.
+//!
+//! See [`SqliteBackend`] for what it promises.
+
+mod backend;
+mod config;
+mod error;
+mod lock;
+mod operation;
+mod row;
+mod session;
+mod store;
+mod template;
+mod transaction;
+mod writer;
+
+pub use backend::SqliteBackend;
+pub use config::{SqliteConfig, Synchronous};

@@ -1,0 +1,2 @@
+-- The worker's end is accounted for.
+delete from event_bus_worker

@@ -1,0 +1,228 @@
+//! The writer: the one task of a backend that writes.
+//!
+//! Whatever waits when a commit returns is committed together by the next one: the more callers, the larger the groups,
+//! and one sync of the disk for each group. The task owns its connection, so no dropped future can leave a transaction
+//! open. It ends when the last handle is gone and everything accepted is done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_bus_core::{Error, ErrorKind, Result};
+use sqlx::Connection as _;
+use sqlx::sqlite::SqliteConnection;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::backend::Shared;
+use crate::error::{Cause, error, translate};
+use crate::operation::{Handlers, Operation, Reply, Surroundings, apply};
+use crate::store;
+
+/// Operations that may wait. Beyond it callers wait for room.
+const QUEUE: usize = 1_024;
+
+/// The most deliveries in one transaction: one more would not make it cheaper, and everybody in it waits for all of it.
+const MAX_WEIGHT: usize = 1_000;
+
+/// Pauses between tries while another connection holds the write lock, beyond SQLite's own waiting.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// An operation and when it was asked for.
+struct Request {
+    operation: Operation,
+    deadline: Instant,
+}
+
+/// A handle to the writer.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    queue: mpsc::Sender<Request>,
+    timeout: Duration,
+    shared: Arc<Shared>,
+}
+
+impl Writer {
+    /// Starts a writer in the present runtime.
+    pub(crate) fn start(shared: &Arc<Shared>) -> Self {
+        let (queue, requests) = mpsc::channel(QUEUE);
+        let task = Task { shared: shared.clone(), requests, connection: None, handlers: Handlers::new() };
+        tokio::spawn(task.run());
+        Self { queue, timeout: shared.config.write_timeout, shared: shared.clone() }
+    }
+
+    /// Whether its task is gone, with the runtime it ran in.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// Has an operation done, and waits for the answer.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the operation not done or done whole.
+    pub(crate) async fn ask<T>(
+        &self,
+        name: &'static str,
+        operation: impl FnOnce(Reply<T>) -> Operation,
+    ) -> Result<T> {
+        let deadline = Instant::now() + self.timeout;
+        let (reply, answer) = oneshot::channel();
+        let request = Request { operation: operation(Reply::new(reply)), deadline };
+        match tokio::time::timeout_at(deadline, self.queue.send(request)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(gone(name, ErrorKind::Unavailable)),
+            Err(_) => return Err(self.too_busy(name)),
+        }
+        answer.await.unwrap_or_else(|_| Err(gone(name, ErrorKind::OutcomeUnknown)))
+    }
+
+    fn too_busy(&self, name: &'static str) -> Error {
+        let file = self.shared.config.path.display();
+        error(
+            ErrorKind::Unavailable,
+            name,
+            format!("writes to {file} are queueing up for longer than the write timeout"),
+        )
+    }
+}
+
+fn gone(name: &'static str, kind: ErrorKind) -> Error {
+    error(kind, name, "the writer of the file has ended with its runtime")
+}
+
+struct Task {
+    shared: Arc<Shared>,
+    requests: mpsc::Receiver<Request>,
+    connection: Option<SqliteConnection>,
+    handlers: Handlers,
+}
+
+impl Task {
+    async fn run(mut self) {
+        while let Some(first) = self.requests.recv().await {
+            // Callers whose answers have just been sent are about to ask again: let them join this group.
+            tokio::task::yield_now().await;
+            let group = self.gather(first);
+            self.commit(group).await;
+        }
+        if let Some(connection) = self.connection.take() {
+            let _ = connection.close().await;
+        }
+    }
+
+    fn gather(&mut self, first: Request) -> Vec<Request> {
+        let mut weight = first.operation.weight();
+        let mut group = vec![first];
+        while weight < MAX_WEIGHT && group.len() < QUEUE {
+            let Ok(next) = self.requests.try_recv() else { break };
+            weight += next.operation.weight();
+            group.push(next);
+        }
+        group.retain(|request| !request.operation.is_unwanted());
+        group
+    }
+
+    /// Commits a group together; if that fails for a reason of its own, each operation alone.
+    async fn commit(&mut self, group: Vec<Request>) {
+        let Some((group, failure)) = self.try_commit(group).await else { return };
+        if group.len() == 1 {
+            self.fail(group, &failure);
+            return;
+        }
+        tracing::warn!(operations = group.len(), error = %failure, "a group of writes failed; trying each alone");
+        for request in group {
+            if let Some((group, failure)) = self.try_commit(vec![request]).await {
+                self.fail(group, &failure);
+            }
+        }
+    }
+
+    /// Commits and answers a group, or hands it back with what went wrong. Waits for other connections' locks.
+    async fn try_commit(&mut self, mut group: Vec<Request>) -> Option<(Vec<Request>, sqlx::Error)> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if group.is_empty() {
+                return None;
+            }
+            let mut operations: Vec<_> = Vec::with_capacity(group.len());
+            let mut deadlines = Vec::with_capacity(group.len());
+            for request in group {
+                operations.push(request.operation);
+                deadlines.push(request.deadline);
+            }
+            let result = self.transaction(&mut operations).await;
+            if result.is_ok() {
+                let brings_work = operations.iter().any(Operation::brings_work);
+                operations.into_iter().for_each(Operation::answer);
+                if brings_work {
+                    self.shared.wake.notify_one();
+                }
+                return None;
+            }
+            group = operations
+                .into_iter()
+                .zip(deadlines)
+                .map(|(operation, deadline)| Request { operation, deadline })
+                .collect();
+            if let Err(failure) = result {
+                if Cause::of(&failure) != Cause::Busy {
+                    return Some((group, failure));
+                }
+                let now = Instant::now();
+                let (late, waiting) = group.into_iter().partition(|request| request.deadline <= now);
+                self.fail(late, &failure);
+                group = waiting;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+
+    /// One transaction. On an error nothing of it is stored and none is open.
+    async fn transaction(&mut self, operations: &mut [Operation]) -> sqlx::Result<()> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => store::connect_writer(&self.shared.config, false).await?,
+        };
+        let mut new_handlers = Handlers::new();
+        let result = self.steps(&mut connection, operations, &mut new_handlers).await;
+        match &result {
+            Ok(()) => {
+                self.handlers.extend(new_handlers);
+                self.connection = Some(connection);
+            }
+            Err(failure) if Cause::of(failure).breaks_connection() => {
+                // Closing it rolls back. Handlers are looked up again: it may have been another file.
+                self.handlers.clear();
+                let _ = connection.close_hard().await;
+            }
+            Err(_) => {
+                // Fails only if no transaction was begun.
+                let _ = store::rollback(&mut connection).await;
+                self.connection = Some(connection);
+            }
+        }
+        result
+    }
+
+    async fn steps(
+        &self,
+        connection: &mut SqliteConnection,
+        operations: &mut [Operation],
+        new_handlers: &mut Handlers,
+    ) -> sqlx::Result<()> {
+        let fence = store::begin(connection).await?;
+        let config = &self.shared.config;
+        let around =
+            Surroundings { now: config.clock.now(), dedupe_retention: config.dedupe_retention, fence };
+        apply(connection, operations, &self.handlers, new_handlers, &around).await?;
+        store::commit(connection).await
+    }
+
+    fn fail(&self, group: Vec<Request>, failure: &sqlx::Error) {
+        for request in group {
+            let error = translate(request.operation.name(), &self.shared.config.path, failure);
+            request.operation.fail(error);
+        }
+    }
+}
