@@ -1,1 +1,7 @@
-//! In the making.
+//! How event-bus is proved: histories of what happened, and a checker that finds in them what must not happen.
+//!
+//! - [`history`]: what publishers, handlers and workers saw, in memory or as JSON lines.
+//! - [`checker`]: finds lost, phantom, overlapping, disordered and over-tried deliveries in a history.
+
+pub mod checker;
+pub mod history;
