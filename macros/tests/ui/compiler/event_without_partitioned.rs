@@ -1,0 +1,8 @@
+use event_bus_macros::Event;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Serialize, Deserialize, Event)]
+#[event(crate = event_bus_core, name = "e", partitioned)]
+struct NotPartitioned;
+
+fn main() {}

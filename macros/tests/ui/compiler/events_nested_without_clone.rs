@@ -1,0 +1,20 @@
+use event_bus_macros::{Event, Events};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Serialize, Deserialize, Event)]
+#[event(crate = event_bus_core, name = "orders.placed")]
+struct OrderPlaced;
+
+#[derive(Events)]
+#[event(crate = event_bus_core)]
+enum OrderEvent {
+    Placed(OrderPlaced),
+}
+
+#[derive(Events)]
+#[event(crate = event_bus_core)]
+enum AnyEvent {
+    Order(OrderEvent),
+}
+
+fn main() {}
