@@ -6,37 +6,35 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use crate::backend::{Connection, Session};
+use crate::backend::Connection;
 use crate::delivery::Delivery;
 use crate::envelope::EventId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::registry::Registered;
 use crate::worker::RunScope;
 
 /// What a handler can ask about its delivery and the run it is in.
 pub struct Context {
-    handler: Arc<str>,
     delivery: Arc<Delivery>,
-    max_attempts: u32,
-    shutdown: Shutdown,
-    session: Option<Arc<dyn Session>>,
+    place: Place,
+}
+
+/// Where a run takes place.
+enum Place {
+    /// In a worker: everything is shared, because a context is made for each run.
+    Worker(Arc<RunScope>),
+    /// Inside `publish`, or in a test.
+    Detached { handler: Arc<str>, max_attempts: u32 },
 }
 
 impl Context {
     /// A context for a run outside a worker: inside `publish`, or in a test.
     pub fn detached(handler: Arc<str>, delivery: Arc<Delivery>, max_attempts: u32) -> Self {
-        Self { handler, delivery, max_attempts, shutdown: Shutdown::never(), session: None }
+        Self { delivery, place: Place::Detached { handler, max_attempts } }
     }
 
     /// A context for a run in a worker.
-    pub(crate) fn of_worker(handler: &Registered, delivery: Arc<Delivery>, scope: &RunScope) -> Self {
-        Self {
-            handler: handler.name().clone(),
-            delivery,
-            max_attempts: handler.options().max_attempts,
-            shutdown: scope.shutdown.clone(),
-            session: Some(scope.session.clone()),
-        }
+    pub(crate) fn of_worker(delivery: Arc<Delivery>, scope: Arc<RunScope>) -> Self {
+        Self { delivery, place: Place::Worker(scope) }
     }
 
     /// The delivery in hand.
@@ -52,12 +50,15 @@ impl Context {
     /// The identity of the delivery: event and handler. The same for every attempt, so it serves as an idempotency key
     /// towards other systems.
     pub fn delivery_id(&self) -> String {
-        format!("{}/{}", self.delivery.envelope.id, self.handler)
+        format!("{}/{}", self.delivery.envelope.id, self.handler())
     }
 
     /// The handler's name.
     pub fn handler(&self) -> &str {
-        &self.handler
+        match &self.place {
+            Place::Worker(scope) => scope.handler(&self.delivery).map_or("", |handler| handler.name()),
+            Place::Detached { handler, .. } => handler,
+        }
     }
 
     /// The event's name as it was published (perhaps an alias).
@@ -72,12 +73,17 @@ impl Context {
 
     /// How many attempts there are.
     pub fn max_attempts(&self) -> u32 {
-        self.max_attempts
+        match &self.place {
+            Place::Worker(scope) => {
+                scope.handler(&self.delivery).map_or(1, |handler| handler.options().max_attempts)
+            }
+            Place::Detached { max_attempts, .. } => *max_attempts,
+        }
     }
 
     /// Whether a failure of this attempt is final.
     pub fn is_last_attempt(&self) -> bool {
-        self.attempt() >= self.max_attempts
+        self.attempt() >= self.max_attempts()
     }
 
     /// The partition key.
@@ -113,7 +119,11 @@ impl Context {
 
     /// Tells a long run that the worker wants to stop.
     pub fn shutdown(&self) -> &Shutdown {
-        &self.shutdown
+        static NEVER: Shutdown = Shutdown::never();
+        match &self.place {
+            Place::Worker(scope) => &scope.shutdown,
+            Place::Detached { .. } => &NEVER,
+        }
     }
 
     /// Completes this delivery inside the handler's own transaction: its writes and the acknowledgement commit together,
@@ -127,9 +137,9 @@ impl Context {
     /// A dropped future leaves the transaction in an unknown state: roll it back (dropping it does).
     pub async fn complete_in<C: std::any::Any + Send>(&self, connection: &mut C) -> Result<()> {
         let connection: Connection<'_> = connection;
-        match &self.session {
-            Some(session) => session.complete_in(connection, &self.delivery).await,
-            None => Err(Error::new(
+        match &self.place {
+            Place::Worker(scope) => scope.session.complete_in(connection, &self.delivery).await,
+            Place::Detached { .. } => Err(Error::new(
                 ErrorKind::Unsupported,
                 "complete_in",
                 "this handler runs outside a worker; there is no stored delivery to complete",
@@ -141,10 +151,9 @@ impl Context {
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
-            .field("handler", &self.handler)
+            .field("handler", &self.handler())
             .field("delivery", &self.delivery)
-            .field("max_attempts", &self.max_attempts)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -157,7 +166,7 @@ impl Shutdown {
         Self(Some(receiver))
     }
 
-    pub(crate) fn never() -> Self {
+    pub(crate) const fn never() -> Self {
         Self(None)
     }
 

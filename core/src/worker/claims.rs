@@ -9,11 +9,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backend::{ClaimRequest, Claimed, HandlerSpec, Notice, Session};
+use crate::clock::Randomness;
 use crate::delivery::{Delivery, HandlerIndex};
 use crate::error::{Error, Result};
 
 use super::call::{Call, Pause};
-use super::lanes::{Identity, Lanes, identity};
+use super::lanes::{Identity, Lanes, NumberHasher, identity};
 use super::settle::is_fatal;
 
 /// The payloads a worker holds in memory, at most (the one that crosses the limit included).
@@ -37,7 +38,7 @@ pub(super) struct Claims {
     next_look: Instant,
     /// Deliveries that were settled while a claim was under way, whose answer may still show them as they were: copies
     /// with fewer failures than this are old.
-    settled_meanwhile: HashMap<Identity, u32>,
+    settled_meanwhile: HashMap<Identity, u32, NumberHasher>,
 }
 
 impl Claims {
@@ -58,7 +59,7 @@ impl Claims {
             idle: FIRST_IDLE.min(poll_interval),
             poll_interval,
             next_look: Instant::now() + poll_interval,
-            settled_meanwhile: HashMap::new(),
+            settled_meanwhile: HashMap::default(),
         }
     }
 
@@ -124,7 +125,7 @@ impl Claims {
         &mut self,
         task: &mut TaskContext<'_>,
         lanes: &mut Lanes,
-        fraction: f64,
+        randomness: &Randomness,
     ) -> Poll<Result<(Arc<ClaimRequest>, Claimed), Error>> {
         loop {
             if self.pause.poll(task).is_ready() {
@@ -138,7 +139,7 @@ impl Claims {
             match answer {
                 Ok(mut claimed) => {
                     self.pause.reset();
-                    self.plan_next_look(&claimed, fraction);
+                    self.plan_next_look(&claimed, randomness.fraction());
                     let old = std::mem::take(&mut self.settled_meanwhile);
                     if !old.is_empty() {
                         claimed.deliveries.retain(|delivery| {
@@ -157,7 +158,7 @@ impl Claims {
                     self.settled_meanwhile.clear();
                     self.may_have.fill(true);
                     lanes.ask_again(&asked.lanes);
-                    let pause = self.pause.start(fraction);
+                    let pause = self.pause.start(randomness.fraction());
                     tracing::warn!(
                         error = crate::error::chain(&error),
                         ?pause,

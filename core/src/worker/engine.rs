@@ -91,7 +91,7 @@ struct Draining {
 struct News {
     ended: Vec<Ended>,
     stored: Vec<Arc<SettleBatch>>,
-    claimed: Option<(Arc<ClaimRequest>, Claimed)>,
+    claimed: Vec<(Arc<ClaimRequest>, Claimed)>,
     notices: Vec<Notice>,
     released: Option<Result<()>>,
     stop: Option<Stop>,
@@ -139,7 +139,7 @@ impl Engine {
             if let Some(end) = self.drained() {
                 return EngineEnd::Stopped(self.close(end).await);
             }
-            let news = std::future::poll_fn(|task| self.poll_news(task, stop)).await;
+            let news = self.news(stop).await;
             if news.stop.is_some() {
                 shutdown.send_replace(true);
             }
@@ -239,9 +239,28 @@ impl Engine {
         }
     }
 
-    fn poll_news(&mut self, task: &mut TaskContext<'_>, stop: &mut StopSignal) -> Poll<News> {
-        let fraction = self.environment.randomness.fraction();
+    /// Waits until something happened. When it did, all runs that are ready to go get their turn first: then one turn of
+    /// the engine serves many of them, instead of one each.
+    async fn news(&mut self, stop: &mut StopSignal) -> News {
         let mut news = News::default();
+        let mut has_waited = false;
+        std::future::poll_fn(|task| {
+            if self.poll_news(task, stop, &mut news).is_pending() && !has_waited {
+                return Poll::Pending;
+            }
+            if has_waited || self.executor.is_idle() || news.fatal.is_some() {
+                return Poll::Ready(());
+            }
+            has_waited = true;
+            task.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        news
+    }
+
+    fn poll_news(&mut self, task: &mut TaskContext<'_>, stop: &mut StopSignal, news: &mut News) -> Poll<()> {
+        let randomness = &self.environment.randomness;
         let mut has_news = false;
         if self.draining.is_none()
             && let Poll::Ready(stop) = stop.poll(task)
@@ -250,7 +269,7 @@ impl Engine {
             has_news = true;
         }
         has_news |= self.executor.poll_ended(task, &mut news.ended).is_ready();
-        match self.settling.poll_stored(task, fraction) {
+        match self.settling.poll_stored(task, randomness) {
             Poll::Ready(Ok(batch)) => {
                 news.stored.push(batch);
                 has_news = true;
@@ -259,9 +278,9 @@ impl Engine {
             Poll::Pending => {}
         }
         if self.draining.is_none() {
-            match self.claims.poll_claimed(task, &mut self.lanes, fraction) {
+            match self.claims.poll_claimed(task, &mut self.lanes, randomness) {
                 Poll::Ready(Ok(answer)) => {
-                    news.claimed = Some(answer);
+                    news.claimed.push(answer);
                     has_news = true;
                 }
                 Poll::Ready(Err(error)) => news.fatal = Some(error),
@@ -284,7 +303,7 @@ impl Engine {
             news.is_time = true;
             has_news = true;
         }
-        if has_news || news.fatal.is_some() { Poll::Ready(news) } else { Poll::Pending }
+        if has_news || news.fatal.is_some() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn next_deadline(&self) -> Instant {
@@ -318,7 +337,7 @@ impl Engine {
                 Notice::Ended(error) => return Some(error),
             }
         }
-        if let Some((asked, claimed)) = news.claimed {
+        for (asked, claimed) in news.claimed {
             self.claimed(&asked, claimed, now);
         }
         if let Some(result) = news.released {

@@ -23,7 +23,7 @@ pub(crate) struct RunScope {
 
 impl RunScope {
     /// The handler of a delivery: its index is its position in the registry.
-    pub(super) fn handler(&self, delivery: &Delivery) -> Option<&Registered> {
+    pub(crate) fn handler(&self, delivery: &Delivery) -> Option<&Registered> {
         self.registry.handlers().get(delivery.handler().get())
     }
 }
@@ -95,7 +95,7 @@ impl Executor {
         let mut report = Report { reporter: self.reporter.clone(), slot, end: None };
         let work = async move {
             let Some(handler) = scope.handler(&of_task) else { return };
-            let cx = Context::of_worker(handler, of_task, &scope);
+            let cx = Context::of_worker(of_task, scope.clone());
             // The report is dropped after this future, so a slot is free only when nothing of its run is left.
             report.ended(run(handler, &cx).await);
         };

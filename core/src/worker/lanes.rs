@@ -9,6 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,45 @@ const MAX_PARKED_LANES: usize = 100_000;
 
 /// Names a delivery within a session.
 pub(super) type Identity = (Partition, DeliveryId);
+
+/// Hashes numbers that the store gave out: nobody can choose them, so a multiplication does, at a tenth of the cost of a
+/// hash that resists choice. (Fibonacci hashing, Knuth, The Art of Computer Programming 6.4.)
+pub(super) type NumberHasher = BuildHasherDefault<Fibonacci>;
+
+#[derive(Default)]
+pub(super) struct Fibonacci(u64);
+
+impl Hasher for Fibonacci {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u16(&mut self, number: u16) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0.rotate_left(26) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_u128(&mut self, number: u128) {
+        // Both halves, without a cast that cuts.
+        let [high, low] = [number >> 64, number & u128::from(u64::MAX)];
+        self.write_u64(u64::try_from(high).unwrap_or(0));
+        self.write_u64(u64::try_from(low).unwrap_or(0));
+    }
+
+    fn finish(&self) -> u64 {
+        // The table takes its group from the upper bits and its slot from the lower ones: both must be mixed.
+        self.0 ^ (self.0 >> 32)
+    }
+}
 
 pub(super) fn identity(delivery: &Delivery) -> Identity {
     (delivery.partition, delivery.id)
@@ -103,7 +143,7 @@ pub(super) struct Lanes {
     queues: Vec<Queue>,
     /// Positions of `queues`, the most urgent first.
     by_priority: Vec<usize>,
-    loaded: HashSet<Identity>,
+    loaded: HashSet<Identity, NumberHasher>,
     bytes: usize,
     waiting: BinaryHeap<Reverse<(Instant, HandlerIndex, Arc<str>)>>,
     /// Lanes that may want their parked deliveries back.
@@ -138,7 +178,7 @@ impl Lanes {
         Self {
             queues,
             by_priority,
-            loaded: HashSet::new(),
+            loaded: HashSet::default(),
             bytes: 0,
             waiting: BinaryHeap::new(),
             refill: VecDeque::new(),

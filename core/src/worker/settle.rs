@@ -5,6 +5,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use crate::backend::{Park, Session, SettleBatch, Settlement};
+use crate::clock::Randomness;
 use crate::delivery::{Delivery, Outcome, Partition};
 use crate::error::{Error, Result};
 
@@ -88,7 +89,7 @@ impl Settling {
     pub(super) fn poll_stored(
         &mut self,
         task: &mut TaskContext<'_>,
-        fraction: f64,
+        randomness: &Randomness,
     ) -> Poll<Result<Arc<SettleBatch>, Error>> {
         loop {
             if self.pause.poll(task).is_ready() {
@@ -104,7 +105,7 @@ impl Settling {
                 }
                 Poll::Ready(Err(error)) if is_fatal(&error) => return Poll::Ready(Err(error)),
                 Poll::Ready(Err(error)) => {
-                    let pause = self.pause.start(fraction);
+                    let pause = self.pause.start(randomness.fraction());
                     tracing::warn!(
                         error = crate::error::chain(&error),
                         ?pause,
