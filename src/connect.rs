@@ -1,0 +1,174 @@
+//! The backend by the scheme of a URL, among those compiled in.
+
+use event_bus_core::{Builder, Error, ErrorKind, Result};
+
+/// Schemes and the feature of this crate that serves each. `None`: planned, and not part of this version.
+const SCHEMES: [(&str, Option<&str>); 8] = [
+    ("inline", Some("inline")),
+    ("sqlite", Some("sqlite")),
+    ("postgres", None),
+    ("postgresql", None),
+    ("redis", None),
+    ("rediss", None),
+    ("amqp", None),
+    ("amqps", None),
+];
+
+/// Chooses the backend of a bus by a URL, as it comes from a configuration file or the environment.
+///
+/// | URL | backend | feature |
+/// |---|---|---|
+/// | `sqlite:orders.db`, `sqlite:///var/lib/shop/orders.db` | `SqliteBackend` | `sqlite` |
+/// | `inline:` | `InlineBackend` | `inline` (default) |
+///
+/// ```
+/// use event_bus::prelude::*;
+///
+/// # async fn connect() -> event_bus::Result<()> {
+/// let bus = EventBus::builder().connect("inline:").await?.build()?;
+/// # Ok(())
+/// # }
+/// ```
+pub trait Connect: Sized {
+    /// The same builder, with the backend that serves `url`.
+    ///
+    /// # Errors
+    /// `InvalidConfiguration` if the scheme is unknown, if the feature that serves it is off (the message names it), or
+    /// if the backend cannot read the rest. No message shows the URL: it may hold a password.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves nothing behind.
+    fn connect(self, url: &str) -> impl Future<Output = Result<Builder>> + Send;
+}
+
+impl Connect for Builder {
+    async fn connect(self, url: &str) -> Result<Builder> {
+        let (scheme, rest) = split(url)?;
+        match (scheme, rest) {
+            #[cfg(feature = "inline")]
+            ("inline", "" | "//") => Ok(self.backend(event_bus_inline::InlineBackend::new())),
+            #[cfg(feature = "inline")]
+            ("inline", _) => Err(invalid("the inline backend is nowhere: its whole url is inline:")),
+            #[cfg(feature = "sqlite")]
+            ("sqlite", _) => Ok(self.backend(event_bus_sqlite::SqliteBackend::from_url(url)?)),
+            _ => Err(no_backend_for(scheme)),
+        }
+    }
+}
+
+/// The scheme, and what follows its colon.
+fn split(url: &str) -> Result<(&str, &str)> {
+    let is_scheme = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphabetic())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+    };
+    url.split_once(':').filter(|(scheme, _)| is_scheme(scheme)).ok_or_else(|| {
+        invalid(format!("the url does not begin with a scheme; known are {}", known_schemes()))
+    })
+}
+
+fn no_backend_for(scheme: &str) -> Error {
+    match SCHEMES.iter().find(|(known, _)| *known == scheme) {
+        Some((_, Some(feature))) => invalid(format!(
+            "{scheme}: urls need the feature {feature:?} of the crate event-bus, which is off; switch it on in Cargo.toml: \
+             event-bus = {{ version = \"{}\", features = [\"{feature}\"] }}",
+            env!("CARGO_PKG_VERSION")
+        )),
+        Some((_, None)) => invalid(format!(
+            "this version of event-bus ({}) has no backend for {scheme}: urls yet; it has {}",
+            env!("CARGO_PKG_VERSION"),
+            known_schemes()
+        )),
+        None => invalid(format!("no backend serves {scheme}: urls; known are {}", known_schemes())),
+    }
+}
+
+/// `inline, sqlite (feature off)`.
+fn known_schemes() -> String {
+    let served = SCHEMES.iter().filter_map(|(scheme, feature)| feature.map(|feature| (scheme, feature)));
+    let shown: Vec<_> = served
+        .map(|(scheme, feature)| match is_compiled_in(feature) {
+            true => (*scheme).to_owned(),
+            false => format!("{scheme} (feature {feature:?}, which is off)"),
+        })
+        .collect();
+    shown.join(", ")
+}
+
+fn is_compiled_in(feature: &str) -> bool {
+    match feature {
+        "inline" => cfg!(feature = "inline"),
+        "sqlite" => cfg!(feature = "sqlite"),
+        _ => false,
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidConfiguration, "connect", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use event_bus_core::EventBus;
+
+    use super::*;
+
+    async fn refusal(url: &str) -> String {
+        let error = EventBus::builder().connect(url).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfiguration);
+        assert_eq!(error.operation(), "connect");
+        error.to_string()
+    }
+
+    #[tokio::test]
+    #[cfg(feature = "inline")]
+    async fn an_inline_url_gives_the_inline_backend() {
+        for url in ["inline:", "inline://"] {
+            let bus = EventBus::builder().connect(url).await.unwrap().build().unwrap();
+            assert_eq!(bus.backend().name(), "inline");
+        }
+        assert!(refusal("inline://somewhere").await.contains("its whole url is inline:"));
+    }
+
+    #[tokio::test]
+    #[cfg(feature = "sqlite")]
+    async fn a_sqlite_url_gives_the_sqlite_backend() {
+        let bus = EventBus::builder().connect("sqlite:orders.db").await.unwrap().build().unwrap();
+        assert_eq!(bus.backend().name(), "sqlite");
+    }
+
+    #[tokio::test]
+    async fn an_unknown_scheme_lists_the_known_ones() {
+        let text = refusal("kafka://somewhere").await;
+        assert!(text.contains("no backend serves kafka: urls; known are inline"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_scheme_of_a_later_version_says_so() {
+        for (scheme, _) in SCHEMES.iter().filter(|(_, feature)| feature.is_none()) {
+            let text = refusal(&format!("{scheme}://localhost")).await;
+            assert!(text.contains(&format!("no backend for {scheme}: urls yet")), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_scheme_whose_feature_is_off_names_the_feature() {
+        let text = no_backend_for("sqlite").to_string();
+        assert!(text.contains("features = [\"sqlite\"]"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn no_message_shows_a_password() {
+        let urls = [
+            "kafka://anna:hunter2@db",
+            "postgres://anna:hunter2@db",
+            "postgres//anna:hunter2@db",
+            "hunter2",
+            "",
+        ];
+        for url in urls {
+            let text = refusal(url).await;
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+}
