@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::Order;
+use crate::bus::EventBus;
 pub use crate::capabilities::Capabilities;
 pub use crate::delivery::{
     AttemptError, DeadLetter, DeadReason, Delivery, DeliveryId, ErrorLog, HandlerIndex, Outcome, Partition,
@@ -58,6 +59,18 @@ pub trait Backend: Send + Sync + 'static {
     fn attach(&self, registry: &Arc<Registry>) -> Result<()> {
         let _ = registry;
         Ok(())
+    }
+
+    /// Told once, when a bus has been built over it. Whoever keeps it keeps [`EventBus::with_backend`] of it: a clone
+    /// would own this backend in a circle.
+    fn built(&self, bus: &EventBus) {
+        let _ = bus;
+    }
+
+    /// The testing backend's way in: if there is a watcher, it takes every publish call in place of
+    /// [`publish`](Backend::publish) and [`publish_in`](Backend::publish_in).
+    fn watcher(&self) -> Option<&dyn Watcher> {
+        None
     }
 
     /// Creates or upgrades what the store needs.
@@ -181,10 +194,32 @@ pub trait Backend: Send + Sync + 'static {
     }
 }
 
+/// Looks at what is published instead of storing it.
+#[async_trait]
+pub trait Watcher: Send + Sync {
+    /// Takes one publish call.
+    ///
+    /// # Errors
+    /// Those of [`Backend::publish`].
+    ///
+    /// # Cancel safety
+    /// As for [`Backend::publish`].
+    async fn published(&self, call: Watched) -> Result<Stored>;
+}
+
+/// One publish call with everything a failing test wants to show.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// The call, with the events that no handler is interested in.
+    pub publication: Publication,
+    /// [`Event::debug`](crate::Event::debug) of each event.
+    pub debug: Vec<Option<String>>,
+}
+
 /// One publish call: what to store, for whom.
 #[derive(Clone, Debug)]
 pub struct Publication {
-    /// The events in the order of the call, each with at least one handler.
+    /// The events in the order of the call, each with at least one handler (save for a [`Watcher`]).
     pub events: Vec<Addressed>,
     /// How long to wait before the deliveries enter their lines.
     pub delay: Duration,

@@ -143,6 +143,28 @@ impl EventBus {
         self.inner.backend.counts().await
     }
 
+    /// The same handlers and settings over another backend, which is not told of it
+    /// ([`attach`](Backend::attach), [`built`](Backend::built)).
+    #[must_use]
+    pub fn with_backend(&self, backend: Arc<dyn Backend>) -> Self {
+        let Inner { registry, environment, worker, max_event_bytes, names, .. } = &*self.inner;
+        Self {
+            inner: Arc::new(Inner {
+                registry: registry.clone(),
+                backend,
+                environment: environment.clone(),
+                worker: worker.clone(),
+                max_event_bytes: *max_event_bytes,
+                names: RwLock::new(names.read().unwrap_or_else(PoisonError::into_inner).clone()),
+            }),
+        }
+    }
+
+    /// The clock and the randomness it was built with.
+    pub fn environment(&self) -> &Environment {
+        &self.inner.environment
+    }
+
     /// The backend, to ask what it offers.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.inner.backend
@@ -306,7 +328,7 @@ impl Builder {
         refuse_unsupported(&registry, &*backend)?;
         let registry = Arc::new(registry);
         backend.attach(&registry)?;
-        Ok(EventBus {
+        let bus = EventBus {
             inner: Arc::new(Inner {
                 registry,
                 backend,
@@ -315,7 +337,9 @@ impl Builder {
                 max_event_bytes: self.max_event_bytes.unwrap_or(Self::MAX_EVENT_BYTES),
                 names: RwLock::default(),
             }),
-        })
+        };
+        bus.inner.backend.built(&bus);
+        Ok(bus)
     }
 }
 

@@ -43,6 +43,13 @@ pub trait Event: Partitioned + Serialize + DeserializeOwned + Clone + Send + Syn
         let _ = payload;
         Err(format!("{} has no upcast from version {from} to {}", Self::NAME, Self::VERSION))
     }
+
+    /// The event as Rust's `Debug` shows it, for the failure texts of the testing backend, which alone asks for it.
+    /// `None` if the type has no `Debug`: then its payload is shown. The derive writes it.
+    fn debug(event: &Self) -> Option<String> {
+        let _ = event;
+        None
+    }
 }
 
 /// The events one handler takes: a single [`Event`], or an enum of several (`#[derive(Events)]`).

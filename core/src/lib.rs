@@ -6,6 +6,8 @@ mod capabilities;
 pub mod clock;
 pub mod codec;
 mod context;
+#[doc(hidden)]
+pub mod debug;
 mod delivery;
 mod envelope;
 mod error;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::backend::{Addressed, Connection, Publication, Stored};
+use crate::backend::{Addressed, Connection, Publication, Stored, Watched};
 use crate::bus::{EventBus, Inner};
 use crate::codec;
 use crate::envelope::{Envelope, EventId, Headers};
@@ -30,6 +30,7 @@ trait AnyEvent: Send + Sync {
     fn version(&self) -> u32;
     fn key(&self) -> Option<Arc<str>>;
     fn encode(&self) -> Result<Bytes, String>;
+    fn debug(&self) -> Option<String>;
     fn as_any(&self) -> &dyn Any;
 }
 
@@ -48,6 +49,10 @@ impl<E: Event> AnyEvent for E {
 
     fn encode(&self) -> Result<Bytes, String> {
         codec::encode(self)
+    }
+
+    fn debug(&self) -> Option<String> {
+        E::debug(self)
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -140,15 +145,20 @@ impl<'a> Publish<'a> {
     async fn send(self) -> Result<Receipt> {
         let bus = self.bus.inner();
         self.refuse_unsupported(bus)?;
-        let publication = self.publication(bus)?;
+        let watcher = bus.backend.watcher();
+        let publication = self.publication(bus, watcher.is_some())?;
         let event_ids = publication.0;
         let Some(publication) = publication.1 else {
             return Ok(Receipt { event_ids, deliveries: 0, is_duplicate: false });
         };
         let deliveries = publication.deliveries();
-        let stored = match self.connection {
-            Some(connection) => bus.backend.publish_in(connection, publication).await,
-            None => bus.backend.publish(publication).await,
+        let stored = match (watcher, self.connection) {
+            (Some(watcher), _) => {
+                let debug = self.events.iter().map(|event| event.debug()).collect();
+                watcher.published(Watched { publication, debug }).await
+            }
+            (None, Some(connection)) => bus.backend.publish_in(connection, publication).await,
+            (None, None) => bus.backend.publish(publication).await,
         }?;
         Ok(match stored {
             Stored::New => Receipt { event_ids, deliveries, is_duplicate: false },
@@ -176,7 +186,8 @@ impl<'a> Publish<'a> {
     }
 
     /// Checks, filters and encodes everything before anything is sent: an invalid event leaves nothing half written.
-    fn publication(&self, bus: &Inner) -> Result<(Vec<EventId>, Option<Publication>)> {
+    /// A watcher is told of events that nobody is interested in as well.
+    fn publication(&self, bus: &Inner, is_watched: bool) -> Result<(Vec<EventId>, Option<Publication>)> {
         if let Some(key) = &self.idempotency_key {
             check_text("idempotency key", key, MAX_IDEMPOTENCY_KEY_BYTES)?;
         }
@@ -215,7 +226,7 @@ impl<'a> Publish<'a> {
                 )));
             }
             event_ids.push(envelope.id);
-            if !handlers.is_empty() {
+            if is_watched || !handlers.is_empty() {
                 addressed.push(Addressed { envelope, handlers });
             }
         }

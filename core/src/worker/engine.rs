@@ -377,8 +377,8 @@ impl Engine {
         self.lanes.not_running(delivery.handler());
         self.suspects.ended(&delivery);
         if is_doomed {
+            // It was forgotten when the right to it was lost, and may have been claimed again since.
             self.stats.cancelled_total.increment();
-            self.lanes.forget(&delivery);
             self.lanes.go_on(&delivery, now);
             return;
         }
@@ -522,10 +522,9 @@ impl Engine {
         }
     }
 
-    /// The right to it was lost before its outcome was stored.
+    /// The right to it was lost before its outcome was stored. (It is forgotten already.)
     fn give_up(&mut self, settlement: &Settlement, now: Instant) {
         let delivery = &settlement.delivery;
-        self.lanes.forget(delivery);
         match &settlement.outcome {
             // Its lane has gone on long ago.
             Outcome::Complete
@@ -562,11 +561,20 @@ impl Engine {
         self.revoking.retain(|revoked| *revoked != partition);
         self.lanes.drop_partition(partition);
         self.drop_waiting_suspects(Some(partition), now);
-        self.executor.doom(partition);
+        // Forgotten at once: the partition may come back, and its deliveries with it, before the last run has ended. Their
+        // lanes stay closed until then.
+        for delivery in self.executor.doom(partition) {
+            self.lanes.forget(&delivery);
+        }
         for settlement in self.settling.drop_partition(partition) {
+            self.lanes.forget(&settlement.delivery);
             self.give_up(&settlement, now);
         }
-        if !self.settling.is_idle() {
+        let under_way = self.settling.under_way(partition);
+        for delivery in &under_way {
+            self.lanes.forget(delivery);
+        }
+        if !under_way.is_empty() {
             self.lost_meanwhile.insert(partition);
         }
     }

@@ -126,12 +126,15 @@ impl Executor {
         }
     }
 
-    /// Cancels the runs of a partition that was lost.
-    pub(super) fn doom(&mut self, partition: Partition) {
+    /// Cancels the runs of a partition that was lost, and returns their deliveries.
+    pub(super) fn doom(&mut self, partition: Partition) -> Vec<Arc<Delivery>> {
+        let mut doomed = Vec::new();
         for run in self.slots.iter_mut().flatten().filter(|run| run.delivery.partition == partition) {
             run.is_doomed = true;
             run.abort.abort();
+            doomed.push(run.delivery.clone());
         }
+        doomed
     }
 
     pub(super) fn runs_any_of(&self, partition: Partition) -> bool {

@@ -55,6 +55,14 @@ impl Settling {
         })
     }
 
+    /// The deliveries of a partition whose outcomes have been sent and not answered.
+    pub(super) fn under_way(&self, partition: Partition) -> Vec<Arc<Delivery>> {
+        let sent = self.in_flight.iter().flat_map(|batch| &batch.settlements);
+        sent.map(|settlement| settlement.delivery.clone())
+            .filter(|delivery| delivery.partition == partition)
+            .collect()
+    }
+
     /// Drops what has not been sent of a partition that was lost, and returns its outcomes.
     pub(super) fn drop_partition(&mut self, partition: Partition) -> Vec<Settlement> {
         self.pending.parks.retain(|park| park.partition != partition);
