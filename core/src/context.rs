@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use crate::backend::Connection;
+use crate::backend::{Connection, Session};
 use crate::delivery::Delivery;
 use crate::envelope::EventId;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,13 +23,22 @@ enum Place {
     /// In a worker: everything is shared, because a context is made for each run.
     Worker(Arc<RunScope>),
     /// Inside `publish`, or in a test.
-    Detached { handler: Arc<str>, max_attempts: u32 },
+    Detached { handler: Arc<str>, max_attempts: u32, session: Option<Arc<dyn Session>> },
 }
 
 impl Context {
     /// A context for a run outside a worker: inside `publish`, or in a test.
     pub fn detached(handler: Arc<str>, delivery: Arc<Delivery>, max_attempts: u32) -> Self {
-        Self { delivery, place: Place::Detached { handler, max_attempts } }
+        Self { delivery, place: Place::Detached { handler, max_attempts, session: None } }
+    }
+
+    /// The same, with a session that answers [`complete_in`](Context::complete_in): for tests.
+    #[must_use]
+    pub fn with_session(mut self, answers: Arc<dyn Session>) -> Self {
+        if let Place::Detached { session, .. } = &mut self.place {
+            *session = Some(answers);
+        }
+        self
     }
 
     /// A context for a run in a worker.
@@ -139,7 +148,10 @@ impl Context {
         let connection: Connection<'_> = connection;
         match &self.place {
             Place::Worker(scope) => scope.session.complete_in(connection, &self.delivery).await,
-            Place::Detached { .. } => Err(Error::new(
+            Place::Detached { session: Some(session), .. } => {
+                session.complete_in(connection, &self.delivery).await
+            }
+            Place::Detached { session: None, .. } => Err(Error::new(
                 ErrorKind::Unsupported,
                 "complete_in",
                 "this handler runs outside a worker; there is no stored delivery to complete",
