@@ -10,6 +10,7 @@ use crate::backend::{Connection, Session};
 use crate::delivery::Delivery;
 use crate::envelope::EventId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::handler::HandlerOptions;
 use crate::worker::RunScope;
 
 /// What a handler can ask about its delivery and the run it is in.
@@ -30,6 +31,11 @@ impl Context {
     /// A context for a run outside a worker: inside `publish`, or in a test.
     pub fn detached(handler: Arc<str>, delivery: Arc<Delivery>, max_attempts: u32) -> Self {
         Self { delivery, place: Place::Detached { handler, max_attempts, session: None } }
+    }
+
+    /// A context for a run outside a worker, with all attempts that `options` allow.
+    pub fn with_options(handler: Arc<str>, options: &HandlerOptions, delivery: Arc<Delivery>) -> Self {
+        Self::detached(handler, delivery, options.max_attempts)
     }
 
     /// The same, with a session that answers [`complete_in`](Context::complete_in): for tests.

@@ -1,7 +1,7 @@
 //! The handlers of a bus, in the order of their registration, with their types erased.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ where
     }
 }
 
-fn decode<E: Events>(cx: &Context) -> Result<E, DecodeError> {
+pub(crate) fn decode<E: Events>(cx: &Context) -> Result<E, DecodeError> {
     let envelope = &cx.delivery().envelope;
     E::decode(&envelope.name, envelope.version, &envelope.payload)
 }
@@ -115,6 +115,11 @@ impl Registered {
     /// Its options, valid once the bus is built.
     pub fn options(&self) -> &HandlerOptions {
         &self.options
+    }
+
+    /// Its priority: 0 (first) to 9.
+    pub fn priority(&self) -> u8 {
+        self.options.priority
     }
 
     /// The names of the events it takes.
@@ -168,7 +173,11 @@ impl Registry {
                     .into_iter()
                     .map(|problem| format!("handler {:?}: {problem}", handler.name)),
             );
+            let mut names = HashSet::new();
             for event in handler.event_names() {
+                if !names.insert(event) {
+                    problems.push(format!("handler {:?}: two of its events are called {event:?}", handler.name));
+                }
                 if let Err(problem) = check_name(event) {
                     problems.push(format!("handler {:?}: event {event:?}: {problem}", handler.name));
                 }

@@ -2,11 +2,13 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
 use crate::context::Context;
-use crate::registry::{Registered, RunError};
+use crate::handler::Handler;
+use crate::registry::{Registered, RunError, decode};
 use crate::retry::RunEnd;
 
 /// Runs a delivery through its handler. Never panics, whatever the handler does.
@@ -14,19 +16,43 @@ use crate::retry::RunEnd;
 /// # Cancel safety
 /// A dropped future drops the handler's future at its current await point.
 pub async fn run(handler: &Registered, cx: &Context) -> RunEnd {
-    let call = AssertUnwindSafe(handler.call(cx)).catch_unwind();
-    let result = match handler.options().timeout {
+    match guarded(handler.call(cx), handler.options().timeout).await {
+        Ok(()) => RunEnd::Done,
+        Err(end) => end,
+    }
+}
+
+/// Runs a delivery through a handler that is at hand with its type, registered or not, and returns what it returned.
+/// Never panics, whatever the handler does.
+///
+/// # Errors
+/// The end of the run, if it is not [`RunEnd::Done`].
+///
+/// # Cancel safety
+/// A dropped future drops the handler's future at its current await point.
+pub async fn run_typed<H: Handler>(handler: &H, cx: &Context) -> Result<H::Output, RunEnd> {
+    let call = async {
+        let event = decode::<H::Event>(cx).map_err(RunError::Undecodable)?;
+        handler.handle(event, cx).await.map_err(RunError::Failed)
+    };
+    guarded(call, handler.options().timeout).await
+}
+
+/// The time limit and the panic barrier.
+async fn guarded<T>(
+    call: impl Future<Output = Result<T, RunError>>,
+    timeout: Option<Duration>,
+) -> Result<T, RunEnd> {
+    let call = AssertUnwindSafe(call).catch_unwind();
+    let result = match timeout {
         None => call.await,
-        Some(limit) => match tokio::time::timeout(limit, call).await {
-            Ok(result) => result,
-            Err(_) => return RunEnd::TimedOut(limit),
-        },
+        Some(limit) => tokio::time::timeout(limit, call).await.map_err(|_| RunEnd::TimedOut(limit))?,
     };
     match result {
-        Ok(Ok(())) => RunEnd::Done,
-        Ok(Err(RunError::Failed(failure))) => RunEnd::Failed(failure),
-        Ok(Err(RunError::Undecodable(error))) => RunEnd::Undecodable(error),
-        Err(panic) => RunEnd::Panicked(panic_text(panic.as_ref())),
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(RunError::Failed(failure))) => Err(RunEnd::Failed(failure)),
+        Ok(Err(RunError::Undecodable(error))) => Err(RunEnd::Undecodable(error)),
+        Err(panic) => Err(RunEnd::Panicked(panic_text(panic.as_ref()))),
     }
 }
 
