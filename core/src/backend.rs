@@ -449,17 +449,18 @@ pub struct Settlement {
     pub outcome: Outcome,
 }
 
-/// Gives a lane's deliveries from `from` on back to the store, which hands them out only on a [`LaneDemand`].
-/// Deliveries published later are not parked by this.
+/// Gives the claimed deliveries of a lane from `from` on back to the store, which hands them out only on a
+/// [`LaneDemand`]. The store may park the rest of the lane with them where that is cheap; what it does not park is claimed
+/// later and parked then.
 #[derive(Clone, Debug)]
 pub struct Park {
     /// The lane's partition.
     pub partition: Partition,
     /// The lane's key.
     pub key: Arc<str>,
-    /// The first one; everything of the lane with a greater id is parked with it, claimed or not.
+    /// The first one: perhaps the marker of a dead letter that holds the key, which is no claimed delivery any more.
     pub from: DeliveryId,
-    /// Those of them that this session had been handed.
+    /// Those that this session had been handed.
     pub claimed: Vec<DeliveryId>,
 }
 
