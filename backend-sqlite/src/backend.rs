@@ -6,18 +6,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use event_bus_core::backend::{Backend, Capabilities, Publication, Session, Stored, WorkerSpec};
+use event_bus_core::backend::{
+    Backend, Capabilities, Connection, DeadLetter, DeadLetterFilter, DeliveryId, HandlerCounts, Publication,
+    Session, Stored, WorkerSpec,
+};
 use event_bus_core::{ErrorKind, Result, SLOTS};
 use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Notify;
 
 use crate::config::SqliteConfig;
-use crate::error::{Cause, NAME, error, translate};
+use crate::dead;
+use crate::error::{NAME, error, translate};
 use crate::lock::WorkerLock;
 use crate::operation::{Open, Operation};
 use crate::session::SqliteSession;
 use crate::store;
+use crate::transaction;
 use crate::writer::Writer;
 
 /// Deliveries in one SQLite file, in this process and in others on the same machine.
@@ -142,15 +147,41 @@ impl Backend for SqliteBackend {
                 None => tokio::time::sleep(STANDBY_INTERVAL).await,
             }
         };
+        let writer = self.writer();
         let open = Open {
             incarnation: worker.incarnation,
             handlers: worker.handlers.iter().map(|handler| (handler.name.clone(), handler.window)).collect(),
-            lock: Some(lock),
+            lock,
+            writer: writer.clone(),
             taken: None,
         };
-        let writer = self.writer();
         let opened = writer.ask("open", |reply| Operation::Open { open, reply }).await?;
         Ok(Arc::new(SqliteSession::new(self.shared.clone(), writer, reader, opened)))
+    }
+
+    async fn publish_in(&self, connection: Connection<'_>, publication: Publication) -> Result<Stored> {
+        transaction::publish_in(&self.shared.config, connection, &publication).await
+    }
+
+    async fn dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        after: Option<DeliveryId>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        dead::dead_letters(&self.shared.config, filter, after, limit).await
+    }
+
+    async fn replay(&self, filter: &DeadLetterFilter) -> Result<u64> {
+        dead::replay(&self.shared.config, &self.writer(), filter).await
+    }
+
+    async fn purge(&self, filter: &DeadLetterFilter) -> Result<u64> {
+        dead::purge(&self.shared.config, &self.writer(), filter).await
+    }
+
+    async fn counts(&self) -> Result<Vec<HandlerCounts>> {
+        dead::counts(&self.shared.config).await
     }
 }
 

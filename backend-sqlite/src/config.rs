@@ -228,7 +228,11 @@ fn decode(text: &str) -> Result<String, String> {
             continue;
         }
         let digits = rest.as_slice().get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        let value = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let value = digits.and_then(|digits| {
+            // from_str_radix would take a sign as well.
+            let is_hexadecimal = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+            is_hexadecimal.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+        });
         let Some(value) = value else {
             return Err("the url has a % that is not followed by two digits".to_owned());
         };

@@ -2,11 +2,15 @@
 //!
 //! See [`SqliteBackend`] for what it promises.
 
+mod apply;
 mod backend;
+mod claim;
 mod config;
+mod dead;
 mod error;
 mod lock;
 mod operation;
+mod publish;
 mod row;
 mod session;
 mod store;

@@ -29,6 +29,27 @@ pub(crate) const fn handler_of(id: i64) -> i64 {
     id >> SEQ_BITS
 }
 
+/// One more for this handler; how many that makes.
+pub(crate) fn count_up(counts: &mut Vec<(i64, i64)>, handler: i64) -> i64 {
+    // There are few handlers, and the last one is likely to come again.
+    match counts.iter_mut().rev().find(|(known, _)| *known == handler) {
+        Some((_, count)) => {
+            *count += 1;
+            *count
+        }
+        None => {
+            counts.push((handler, 1));
+            1
+        }
+    }
+}
+
+/// The id of the delivery with this number (from 1), behind the ids in `before`, one for each handler.
+pub(crate) fn numbered(before: &[(i64, i64)], handler: i64, number: i64) -> i64 {
+    let before = before.iter().rev().find(|(known, _)| *known == handler).map_or(0, |(_, id)| *id);
+    before + number
+}
+
 /// An id as core knows it.
 pub(crate) fn public_id(id: i64) -> DeliveryId {
     // Ids are positive.
@@ -48,7 +69,7 @@ impl Names {
     /// More names than any application has: beyond it somebody writes random ones, and sharing is given up.
     const MAX: usize = 4_096;
 
-    fn share(&mut self, name: &str) -> Arc<str> {
+    pub(crate) fn share(&mut self, name: &str) -> Arc<str> {
         if let Some(shared) = self.0.get(name) {
             return shared.clone();
         }
@@ -77,6 +98,12 @@ pub(crate) struct Unreadable {
 /// The id of a row of `claim.sql` or `refill.sql`.
 pub(crate) fn id(row: &SqliteRow) -> sqlx::Result<i64> {
     row.try_get_unchecked(0)
+}
+
+/// How many bytes of payload a row of `claim.sql` or `refill.sql` has.
+pub(crate) fn payload_bytes(row: &SqliteRow) -> i64 {
+    let payload: Result<&[u8], _> = row.try_get_unchecked(5);
+    payload.map_or(0, |payload| i64::try_from(payload.len()).unwrap_or(i64::MAX))
 }
 
 /// A row of `claim.sql` or `refill.sql`.
@@ -143,13 +170,9 @@ pub(crate) fn count(row: &SqliteRow, index: usize, name: &str) -> Result<u32, St
     u32::try_from(value).map_err(|_| format!("{name} is {value}"))
 }
 
-pub(crate) fn column<'r, T: Decode<'r, Sqlite>>(
-    row: &'r SqliteRow,
-    index: usize,
-    name: &str,
-) -> Result<T, String>
+pub(crate) fn column<'r, T>(row: &'r SqliteRow, index: usize, name: &str) -> Result<T, String>
 where
-    T: Nullable,
+    T: Decode<'r, Sqlite> + Nullable,
 {
     let value = row.try_get_raw(index).map_err(|error| error.to_string())?;
     if value.is_null() && !T::IS_NULLABLE {

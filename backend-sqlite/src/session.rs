@@ -5,160 +5,111 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use event_bus_core::backend::{
-    ClaimRequest, Claimed, HandlerIndex, Notice, Outcome, Partition, Session, SettleBatch,
+    ClaimRequest, Claimed, Connection, Delivery, Notice, Outcome, Session, SettleBatch, Timestamp,
 };
 use event_bus_core::{Error, ErrorKind, Result};
 use sqlx::sqlite::SqliteConnection;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::time::MissedTickBehavior;
 
 use crate::backend::Shared;
-use crate::error::{error, translate};
+use crate::claim::{Owner, Reader};
+use crate::error::error;
 use crate::lock::WorkerLock;
-use crate::operation::{Opened, Operation, Settle, fenced};
-use crate::row::{self, Names, Reading};
-use crate::store::{self, Range};
+use crate::operation::{Opened, Operation, Settle};
+use crate::publish::after;
+use crate::row;
+use crate::store::{self, Dead, Failed};
+use crate::transaction;
 use crate::writer::Writer;
 
-/// The owner of the file.
+/// The owner of the file. Dropped without [`close`](Session::close), it leaves an unclean end.
 pub(crate) struct SqliteSession {
-    shared: Arc<Shared>,
-    writer: Writer,
-    fence: u64,
-    /// The store's ids of the handlers, by [`HandlerIndex`].
-    handlers: Vec<i64>,
+    owner: Owner,
     reader: AsyncMutex<Reader>,
     lock: Mutex<Option<WorkerLock>>,
+    /// Deliveries that were given back since the last claim.
+    released: Mutex<Vec<i64>>,
     is_closed: AtomicBool,
-}
-
-/// The session's own connection and what it has handed out so far.
-struct Reader {
-    connection: SqliteConnection,
-    names: Names,
-    /// The last id handed out of each handler.
-    cursors: Vec<i64>,
-    /// What the file looked like at the last look of `wait`.
-    data_version: i64,
+    closed: Notify,
 }
 
 impl SqliteSession {
     pub(crate) fn new(shared: Arc<Shared>, writer: Writer, reader: SqliteConnection, opened: Opened) -> Self {
-        let cursors = opened.handlers.iter().map(|handler| row::range_start(*handler)).collect();
+        let (fence, handlers) = (opened.fence, opened.handlers.clone());
         Self {
-            shared,
-            writer,
-            fence: opened.fence,
-            handlers: opened.handlers,
-            reader: AsyncMutex::new(Reader {
-                connection: reader,
-                names: Names::default(),
-                cursors,
-                data_version: 0,
-            }),
-            lock: Mutex::new(Some(opened.lock)),
+            reader: AsyncMutex::new(Reader::new(reader, &handlers)),
+            owner: Owner { shared, writer, fence, handlers },
+            lock: Mutex::new(opened.into_lock()),
+            released: Mutex::default(),
             is_closed: AtomicBool::new(false),
+            closed: Notify::new(),
         }
     }
 
     fn check_open(&self, operation: &'static str) -> Result<()> {
-        if self.is_closed.load(Ordering::Acquire) {
-            return Err(error(ErrorKind::Closed, operation, "the session is closed"));
-        }
-        Ok(())
+        if self.is_closed.load(Ordering::Acquire) { Err(closed(operation)) } else { Ok(()) }
     }
 
-    fn failed(&self, operation: &'static str) -> impl Fn(sqlx::Error) -> Error {
-        move |failure| translate(operation, &self.shared.config.path, &failure)
+    /// Whether the file has changed since the last look.
+    async fn has_changed(&self) -> bool {
+        let mut reader = self.reader.lock().await;
+        match store::data_version(&mut reader.connection).await {
+            Ok(version) => std::mem::replace(&mut reader.data_version, version) != version,
+            // The next claim meets the same trouble and reports it.
+            Err(_) => true,
+        }
     }
+}
+
+fn closed(operation: &'static str) -> Error {
+    error(ErrorKind::Closed, operation, "the session is closed")
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing that is done under these locks can panic half way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
 impl Session for SqliteSession {
     async fn claim(&self, request: &ClaimRequest) -> Result<Claimed> {
         self.check_open("claim")?;
-        let failed = self.failed("claim");
         let mut reader = self.reader.lock().await;
-        let Reader { connection, names, cursors, .. } = &mut *reader;
-        let mut claimed = Claimed::default();
-
-        let ranges: Vec<_> = request
-            .demands
-            .iter()
-            .map(|demand| Range {
-                after: cursors[demand.handler.get()],
-                end: row::range_end(self.handlers[demand.handler.get()]),
-                limit: i64::try_from(demand.limit).unwrap_or(i64::MAX),
-            })
-            .collect();
-        let mut counts = vec![0_usize; self.handlers.len()];
-        let mut last = cursors.clone();
-        let mut bytes = 0;
-        let mut is_full = false;
-        let mut reading = Reading { names, now: self.shared.config.clock.now(), fence: self.fence };
-        store::claim(connection, &ranges, |row| {
-            let id = row::id(&row)?;
-            let owner = row::handler_of(id);
-            let Some(position) = self.handlers.iter().position(|handler| *handler == owner) else {
-                return Ok(true);
-            };
-            counts[position] += 1;
-            last[position] = last[position].max(id);
-            let handler = HandlerIndex(u32::try_from(position).unwrap_or(u32::MAX));
-            match row::delivery(&row, id, Partition { handler, number: Partition::WHOLE }, &mut reading) {
-                Ok(delivery) => {
-                    bytes += delivery.envelope.size();
-                    claimed.deliveries.push(delivery);
-                }
-                Err(unreadable) => {
-                    tracing::error!(id = unreadable.id, why = unreadable.why, "a delivery cannot be read")
-                }
-            }
-            is_full = bytes >= request.max_bytes;
-            Ok(!is_full)
-        })
-        .await
-        .map_err(failed)?;
-        *cursors = last;
-        for demand in &request.demands {
-            if is_full || counts[demand.handler.get()] >= demand.limit {
-                claimed.more.push(demand.handler);
-            }
-        }
-        Ok(claimed)
+        reader.give_back(std::mem::take(&mut *locked(&self.released)));
+        reader.claim(&self.owner, request).await
     }
 
     async fn settle(&self, batch: &SettleBatch) -> Result<()> {
         self.check_open("settle")?;
-        let mut settle = Settle { fence: self.fence, ..Settle::default() };
-        for settlement in &batch.settlements {
-            let Some(id) = row::private_id(settlement.delivery.id) else { continue };
-            if settlement.delivery.fence != self.fence {
-                return Err(fenced("settle"));
-            }
-            if settlement.outcome == Outcome::Complete {
-                settle.complete.push(id);
-            }
-        }
-        self.writer.ask("settle", |reply| Operation::Settle { settle, reply }).await
+        let settle = sorted(batch, self.owner.fence, self.owner.shared.config.clock.now());
+        let released = settle.release.clone();
+        self.owner.writer.ask("settle", |reply| Operation::Settle { settle, reply }).await?;
+        locked(&self.released).extend(released);
+        Ok(())
+    }
+
+    async fn complete_in(&self, connection: Connection<'_>, delivery: &Delivery) -> Result<()> {
+        self.check_open("complete_in")?;
+        transaction::complete_in(&self.owner.shared.config.path, connection, delivery, self.owner.fence).await
     }
 
     async fn wait(&self) -> Notice {
-        let mut interval = tokio::time::interval(self.shared.config.poll_interval);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(self.owner.shared.config.poll_interval);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                () = self.shared.wake.notified() => return Notice::Work,
-                _ = interval.tick() => {}
+            let end = self.closed.notified();
+            if self.is_closed.load(Ordering::Acquire) {
+                return Notice::Ended(closed("wait"));
             }
-            let mut reader = self.reader.lock().await;
-            match store::data_version(&mut reader.connection).await {
-                Ok(version) if version != reader.data_version => {
-                    reader.data_version = version;
-                    return Notice::Work;
+            tokio::select! {
+                () = self.owner.shared.wake.notified() => return Notice::Work,
+                () = end => {}
+                _ = look.tick() => {
+                    if self.has_changed().await {
+                        return Notice::Work;
+                    }
                 }
-                Ok(_) => {}
-                // The next claim meets the same trouble and reports it.
-                Err(_) => return Notice::Work,
             }
         }
     }
@@ -167,8 +118,45 @@ impl Session for SqliteSession {
         if self.is_closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let result = self.writer.ask("close", |reply| Operation::Close { fence: self.fence, reply }).await;
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
-        result
+        self.closed.notify_waiters();
+        // The lock travels with the operation: nobody takes over before the end is known to be clean.
+        let lock = locked(&self.lock).take();
+        let fence = self.owner.fence;
+        self.owner.writer.ask("close", |reply| Operation::Close { fence, lock, reply }).await
     }
+}
+
+/// A batch, sorted by what the file has to do.
+fn sorted(batch: &SettleBatch, fence: u64, now: Timestamp) -> Settle {
+    let mut settle = Settle { fence, ..Settle::default() };
+    for settlement in &batch.settlements {
+        let Some(id) = row::private_id(settlement.delivery.id) else { continue };
+        match &settlement.outcome {
+            Outcome::Complete => settle.complete.push(id),
+            Outcome::Start { attempt } => settle.start.push((id, *attempt)),
+            Outcome::Retry { failures, delay, errors, keeps_place } => {
+                let list = if *keeps_place { &mut settle.retry_in_place } else { &mut settle.retry };
+                let due_at = after(now, *delay);
+                list.push(Failed { id, failures: *failures, errors: errors.clone(), due_at });
+            }
+            Outcome::Snooze { delay, keeps_place } => {
+                let list = if *keeps_place { &mut settle.snooze_in_place } else { &mut settle.snooze };
+                list.push((id, after(now, *delay)));
+            }
+            Outcome::Dead { reason, failures, errors, holds_key } => settle.dead.push(Dead {
+                id,
+                reason: *reason,
+                failures: *failures,
+                errors: errors.clone(),
+                holds_key: *holds_key,
+            }),
+            Outcome::Release => settle.release.push(id),
+        }
+    }
+    for park in &batch.parks {
+        // The first one may be the marker of a held key, which this session does not hold as a delivery any more.
+        settle.park.extend(row::private_id(park.from));
+        settle.park.extend(park.claimed.iter().filter_map(|id| row::private_id(*id)));
+    }
+    settle
 }

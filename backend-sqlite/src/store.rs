@@ -1,20 +1,23 @@
 //! Every statement on the file: one typed function each.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use event_bus_core::backend::{Envelope, Timestamp};
+use event_bus_core::backend::{
+    DeadLetterFilter, DeadReason, DeliveryId, Envelope, ErrorLog, HandlerCounts, Timestamp,
+};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use sqlx::query::Query;
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Arguments as _, AssertSqlSafe, ConnectOptions as _, Row as _, SqlSafeStr};
+use sqlx::{Arguments as _, AssertSqlSafe, ConnectOptions as _, Row as _, SqlSafeStr, Sqlite};
 
 use crate::config::{SqliteConfig, Synchronous};
 use crate::row;
 use crate::template::{SIZES, Template};
 
 /// Room for every size of the templates on one connection, and for the plain statements.
-const STATEMENT_CACHE: usize = 8 * SIZES + 64;
+const STATEMENT_CACHE: usize = TEMPLATES * SIZES + 64;
 
 /// Rows that SQLite's thread may be ahead of us. More costs memory when payloads are large, fewer costs wake-ups.
 const ROW_BUFFER: usize = 64;
@@ -25,6 +28,15 @@ const JOURNAL_SIZE_LIMIT: &str = "67108864";
 static PUBLISH: Template = Template::values(include_str!("queries/publish.sql"));
 static SCHEDULE: Template = Template::values(include_str!("queries/schedule.sql"));
 static CLAIM: Template = Template::union(include_str!("queries/claim.sql"));
+static RETRY_IN_PLACE: Template = Template::values(include_str!("queries/retry_in_place.sql"));
+static SNOOZE_IN_PLACE: Template = Template::values(include_str!("queries/snooze_in_place.sql"));
+static LEAVE: Template = Template::values(include_str!("queries/leave.sql"));
+static BURY: Template = Template::values(include_str!("queries/bury.sql"));
+static START: Template = Template::values(include_str!("queries/start.sql"));
+static REPLAY: Template = Template::values(include_str!("queries/replay.sql"));
+
+/// How many templates a connection can meet.
+const TEMPLATES: usize = 9;
 
 type Result<T, E = sqlx::Error> = std::result::Result<T, E>;
 
@@ -95,7 +107,7 @@ pub(crate) async fn run_migration(connection: &mut SqliteConnection, sql: &'stat
 /// Begins a write and reads the fence; 0 before the first worker.
 pub(crate) async fn begin(connection: &mut SqliteConnection) -> Result<u64> {
     let fence: Option<String> =
-        sqlx::query_scalar(include_str!("queries/fence.sql")).fetch_optional(connection).await?;
+        sqlx::query_scalar(include_str!("queries/begin.sql")).fetch_optional(connection).await?;
     Ok(fence.and_then(|fence| fence.parse().ok()).unwrap_or(0))
 }
 
@@ -119,15 +131,23 @@ pub(crate) struct NewDelivery<'a> {
     pub(crate) headers: Option<&'a Arc<str>>,
 }
 
-/// The last of the numbers handed out to each handler, for these counts.
+/// Hands out this many ids to each handler; for each the id before the first of them.
 pub(crate) async fn allocate(
     connection: &mut SqliteConnection,
     counts: &[(i64, i64)],
 ) -> Result<Vec<(i64, i64)>> {
-    let counts: Vec<_> = counts.iter().map(|(handler, count)| format!("\"{handler}\":{count}")).collect();
-    let counts = format!("{{{}}}", counts.join(","));
-    let rows = sqlx::query(include_str!("queries/allocate.sql")).bind(counts).fetch_all(connection).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    let wanted: Vec<_> = counts.iter().map(|(handler, count)| format!("\"{handler}\":{count}")).collect();
+    let wanted = format!("{{{}}}", wanted.join(","));
+    let rows = sqlx::query(include_str!("queries/allocate.sql")).bind(wanted).fetch_all(connection).await?;
+    if rows.len() != counts.len() {
+        return Err(sqlx::Error::Protocol("a handler has vanished from event_bus_handler".to_owned()));
+    }
+    let before = |row: &SqliteRow| {
+        let (handler, last): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+        let count = counts.iter().find(|(known, _)| *known == handler).map_or(0, |(_, count)| *count);
+        Ok((handler, row::range_start(handler) + last - count))
+    };
+    rows.iter().map(before).collect()
 }
 
 /// Stores deliveries under these ids.
@@ -210,12 +230,13 @@ pub(crate) async fn remember(
     Ok(done.rows_affected() > 0)
 }
 
-pub(crate) async fn forget_keys(connection: &mut SqliteConnection, before: Timestamp) -> Result<()> {
-    sqlx::query(include_str!("queries/forget_keys.sql"))
+/// Forgets a bounded number of old idempotency keys; whether all old ones are gone.
+pub(crate) async fn forget_keys(connection: &mut SqliteConnection, before: Timestamp) -> Result<bool> {
+    let done = sqlx::query(include_str!("queries/forget_keys.sql"))
         .bind(before.as_millis())
         .execute(connection)
-        .await
-        .map(drop)
+        .await?;
+    Ok(done.rows_affected() == 0)
 }
 
 /// The id of a handler, given on first sight.
@@ -248,7 +269,6 @@ pub(crate) async fn claim(
     mut ranges: &[Range],
     mut take: impl FnMut(SqliteRow) -> Result<bool>,
 ) -> Result<()> {
-    use futures_util::TryStreamExt as _;
     while !ranges.is_empty() {
         let (size, sql) = CLAIM.largest(ranges.len());
         let (now, later) = ranges.split_at(size);
@@ -268,19 +288,197 @@ pub(crate) async fn claim(
     Ok(())
 }
 
-pub(crate) async fn next_due(connection: &mut SqliteConnection) -> Result<Option<Timestamp>> {
-    let due: Option<i64> =
-        sqlx::query_scalar(include_str!("queries/next_due.sql")).fetch_one(connection).await?;
-    Ok(due.map(Timestamp::from_millis))
+/// The fence of the file, and when the next scheduled delivery becomes due.
+pub(crate) async fn look(connection: &mut SqliteConnection) -> Result<(u64, Option<Timestamp>)> {
+    let row = sqlx::query(include_str!("queries/look.sql")).fetch_one(connection).await?;
+    let fence: Option<String> = row.try_get(0)?;
+    let due: Option<i64> = row.try_get(1)?;
+    Ok((fence.and_then(|fence| fence.parse().ok()).unwrap_or(0), due.map(Timestamp::from_millis)))
 }
 
 pub(crate) async fn data_version(connection: &mut SqliteConnection) -> Result<i64> {
     sqlx::query_scalar("pragma data_version").fetch_one(connection).await
 }
 
+/// Runs a statement whose only input is a list of ids, if there are any.
+async fn for_ids(connection: &mut SqliteConnection, sql: &'static str, ids: &[i64]) -> Result<u64> {
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    Ok(sqlx::query(sql).bind(json(ids)).execute(connection).await?.rows_affected())
+}
+
+/// Forgets deliveries that are done.
 pub(crate) async fn complete(connection: &mut SqliteConnection, ids: &[i64]) -> Result<u64> {
-    let done = sqlx::query(include_str!("queries/complete.sql")).bind(json(ids)).execute(connection).await?;
-    Ok(done.rows_affected())
+    for_ids(connection, include_str!("queries/complete.sql"), ids).await
+}
+
+/// Leaves deliveries as markers that hold their keys.
+pub(crate) async fn hold(connection: &mut SqliteConnection, ids: &[i64]) -> Result<u64> {
+    for_ids(connection, include_str!("queries/hold.sql"), ids).await
+}
+
+/// Closes the recorded starts of deliveries that did not run.
+pub(crate) async fn release(connection: &mut SqliteConnection, ids: &[i64]) -> Result<u64> {
+    for_ids(connection, include_str!("queries/release.sql"), ids).await
+}
+
+/// Gives deliveries of stuck lanes back.
+pub(crate) async fn park(connection: &mut SqliteConnection, ids: &[i64]) -> Result<u64> {
+    for_ids(connection, include_str!("queries/park.sql"), ids).await
+}
+
+/// A delivery that failed; `due_at` says when it is handed out again.
+pub(crate) struct Failed {
+    pub(crate) id: i64,
+    pub(crate) failures: u32,
+    pub(crate) errors: ErrorLog,
+    pub(crate) due_at: Timestamp,
+}
+
+pub(crate) async fn retry_in_place(connection: &mut SqliteConnection, failed: &[Failed]) -> Result<()> {
+    repeat(connection, &RETRY_IN_PLACE, failed, 4, |arguments, failed| {
+        arguments.add(failed.id)?;
+        arguments.add(i64::from(failed.failures))?;
+        arguments.add(errors(&failed.errors))?;
+        arguments.add(failed.due_at.as_millis())
+    })
+    .await
+}
+
+pub(crate) async fn snooze_in_place(
+    connection: &mut SqliteConnection,
+    snoozed: &[(i64, Timestamp)],
+) -> Result<()> {
+    repeat(connection, &SNOOZE_IN_PLACE, snoozed, 2, |arguments, (id, due_at)| {
+        arguments.add(*id)?;
+        arguments.add(due_at.as_millis())
+    })
+    .await
+}
+
+/// Copies deliveries that failed and give up their place to where they wait.
+pub(crate) async fn leave_failed(connection: &mut SqliteConnection, failed: &[Failed]) -> Result<()> {
+    repeat(connection, &LEAVE, failed, 4, |arguments, failed| {
+        arguments.add(failed.id)?;
+        arguments.add(failed.due_at.as_millis())?;
+        arguments.add(i64::from(failed.failures))?;
+        arguments.add(errors(&failed.errors))
+    })
+    .await
+}
+
+/// Copies deliveries that wait without having failed, and give up their place, to where they wait.
+pub(crate) async fn leave_snoozed(
+    connection: &mut SqliteConnection,
+    snoozed: &[(i64, Timestamp)],
+) -> Result<()> {
+    repeat(connection, &LEAVE, snoozed, 4, |arguments, (id, due_at)| {
+        arguments.add(*id)?;
+        arguments.add(due_at.as_millis())?;
+        arguments.add(None::<i64>)?;
+        arguments.add(None::<Vec<u8>>)
+    })
+    .await
+}
+
+/// A delivery that failed for good.
+pub(crate) struct Dead {
+    pub(crate) id: i64,
+    pub(crate) reason: DeadReason,
+    pub(crate) failures: u32,
+    pub(crate) errors: ErrorLog,
+    pub(crate) holds_key: bool,
+}
+
+/// Copies deliveries to the dead letters.
+pub(crate) async fn bury(connection: &mut SqliteConnection, dead: &[Dead], now: Timestamp) -> Result<()> {
+    repeat(connection, &BURY, dead, 6, |arguments, dead| {
+        arguments.add(dead.id)?;
+        arguments.add(dead.reason.as_str())?;
+        arguments.add(i64::from(dead.failures))?;
+        arguments.add(errors(&dead.errors))?;
+        arguments.add(now.as_millis())?;
+        arguments.add(i64::from(dead.holds_key))
+    })
+    .await
+}
+
+fn errors(log: &ErrorLog) -> Option<Vec<u8>> {
+    (!log.is_empty()).then(|| log.as_bytes().to_vec())
+}
+
+/// Records that deliveries are about to run as these attempts.
+pub(crate) async fn start(connection: &mut SqliteConnection, starts: &[(i64, u32)]) -> Result<()> {
+    repeat(connection, &START, starts, 2, |arguments, (id, attempt)| {
+        arguments.add(*id)?;
+        arguments.add(i64::from(*attempt))
+    })
+    .await
+}
+
+/// Hands out parked deliveries of a lane, in id order, until their payloads reach `max_bytes`.
+pub(crate) async fn refill(
+    connection: &mut SqliteConnection,
+    handler: i64,
+    key: &Arc<str>,
+    limit: i64,
+    max_bytes: i64,
+) -> Result<Vec<(i64, SqliteRow)>> {
+    let rows = sqlx::query(include_str!("queries/refill.sql"))
+        .bind(handler)
+        .bind(key.clone())
+        .bind(limit)
+        .bind(max_bytes)
+        .fetch_all(connection)
+        .await?;
+    let mut rows = rows.into_iter().map(|row| Ok((row::id(&row)?, row))).collect::<Result<Vec<_>>>()?;
+    rows.sort_unstable_by_key(|(id, _)| *id);
+    Ok(rows)
+}
+
+/// The first parked delivery of a lane.
+pub(crate) async fn first_parked(
+    connection: &mut SqliteConnection,
+    handler: i64,
+    key: &Arc<str>,
+) -> Result<Option<i64>> {
+    sqlx::query_scalar(include_str!("queries/first_parked.sql"))
+        .bind(handler)
+        .bind(key.clone())
+        .fetch_one(connection)
+        .await
+}
+
+/// Lanes with parked deliveries behind the key `after`, with the first id of each.
+pub(crate) async fn parked_lanes(
+    connection: &mut SqliteConnection,
+    handler: i64,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<(String, i64)>> {
+    let rows = sqlx::query(include_str!("queries/parked_lanes.sql"))
+        .bind(handler)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// Deliveries that were given back, in id order.
+pub(crate) async fn returned(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<SqliteRow>> {
+    sqlx::query(include_str!("queries/returned.sql")).bind(json(ids)).fetch_all(connection).await
+}
+
+/// Gives scheduled deliveries that are due their place.
+pub(crate) async fn promote(connection: &mut SqliteConnection, now: Timestamp, limit: i64) -> Result<()> {
+    sqlx::query(include_str!("queries/promote.sql"))
+        .bind(now.as_millis())
+        .bind(limit)
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// A JSON array of ids.
@@ -339,7 +537,126 @@ pub(crate) async fn raise_fence(connection: &mut SqliteConnection) -> Result<u64
     fence.parse().map_err(|_| sqlx::Error::Protocol(format!("the fence of the file is {fence:?}")))
 }
 
-/// Whether the file at `path` is there.
-pub(crate) fn exists(path: &Path) -> bool {
-    path.try_exists().unwrap_or(false)
+/// The inputs of a filter, in the order of the queries.
+fn bind_filter<'q>(sql: &'static str, filter: &DeadLetterFilter) -> Query<'q, Sqlite, SqliteArguments> {
+    sqlx::query(sql)
+        .bind(filter.handler.clone())
+        .bind(filter.event.clone())
+        .bind(filter.key.clone())
+        .bind(filter.reason.map(DeadReason::as_str))
+        .bind(filter.died_before.map(Timestamp::as_millis))
+}
+
+fn filter_ids(ids: &[DeliveryId]) -> String {
+    json(&ids.iter().filter_map(|id| row::private_id(*id)).collect::<Vec<_>>())
+}
+
+/// Dead letters that match, as rows.
+pub(crate) async fn dead_letters(
+    connection: &mut SqliteConnection,
+    filter: &DeadLetterFilter,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<SqliteRow>> {
+    let query = match &filter.ids {
+        None => bind_filter(include_str!("queries/dead_letters.sql"), filter).bind(after).bind(limit),
+        Some(ids) => bind_filter(include_str!("queries/dead_letters_by_id.sql"), filter)
+            .bind(after)
+            .bind(limit)
+            .bind(filter_ids(ids)),
+    };
+    query.fetch_all(connection).await
+}
+
+/// The ids of all dead letters that match, in the order of publication.
+pub(crate) async fn dead_ids(
+    connection: &mut SqliteConnection,
+    filter: &DeadLetterFilter,
+) -> Result<Vec<i64>> {
+    let query = match &filter.ids {
+        None => bind_filter(include_str!("queries/dead_ids.sql"), filter),
+        Some(ids) => bind_filter(include_str!("queries/dead_ids_by_id.sql"), filter).bind(filter_ids(ids)),
+    };
+    query.fetch(connection).map(|row| row.and_then(|row| row.try_get::<i64, _>(0))).try_collect().await
+}
+
+/// A dead letter and the delivery it was.
+pub(crate) struct Origin {
+    pub(crate) dead: i64,
+    pub(crate) handler: i64,
+    pub(crate) delivery: i64,
+}
+
+pub(crate) async fn replay_origins(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<Origin>> {
+    let rows =
+        sqlx::query(include_str!("queries/replay_origins.sql")).bind(json(ids)).fetch_all(connection).await?;
+    let origin = |row: &SqliteRow| {
+        Ok(Origin { dead: row.try_get(0)?, handler: row.try_get(1)?, delivery: row.try_get(2)? })
+    };
+    rows.iter().map(origin).collect()
+}
+
+/// Lets dead letters that hold their key come back in their old place; the ids of their deliveries.
+pub(crate) async fn replay_held(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<i64>> {
+    sqlx::query_scalar(include_str!("queries/replay_held.sql")).bind(json(ids)).fetch_all(connection).await
+}
+
+/// Makes deliveries of dead letters: pairs of the dead letter's id and the delivery's.
+pub(crate) async fn replay(connection: &mut SqliteConnection, pairs: &[(i64, i64)]) -> Result<()> {
+    repeat(connection, &REPLAY, pairs, 2, |arguments, (dead, delivery)| {
+        arguments.add(*dead)?;
+        arguments.add(*delivery)
+    })
+    .await
+}
+
+/// Lets go of the keys that dead letters hold.
+pub(crate) async fn let_go(connection: &mut SqliteConnection, ids: &[i64]) -> Result<u64> {
+    for_ids(connection, include_str!("queries/let_go.sql"), ids).await
+}
+
+/// Forgets dead letters; how many there were.
+pub(crate) async fn forget_dead(connection: &mut SqliteConnection, ids: &[i64]) -> Result<u64> {
+    for_ids(connection, include_str!("queries/forget_dead.sql"), ids).await
+}
+
+pub(crate) async fn counts(connection: &mut SqliteConnection, now: Timestamp) -> Result<Vec<HandlerCounts>> {
+    let rows =
+        sqlx::query(include_str!("queries/counts.sql")).bind(now.as_millis()).fetch_all(connection).await?;
+    let count = |row: &SqliteRow, index| row.try_get(index).map(|count: i64| count.unsigned_abs());
+    rows.iter()
+        .map(|row| {
+            Ok(HandlerCounts {
+                handler: row.try_get(0)?,
+                ready: count(row, 1)?,
+                waiting: count(row, 2)?,
+                dead: count(row, 3)?,
+            })
+        })
+        .collect()
+}
+
+/// Begins the library's part of the caller's transaction.
+pub(crate) async fn savepoint(connection: &mut SqliteConnection) -> Result<()> {
+    sqlx::query(include_str!("queries/savepoint.sql")).execute(connection).await.map(drop)
+}
+
+/// Ends the library's part of the caller's transaction, which keeps it.
+pub(crate) async fn keep(connection: &mut SqliteConnection) -> Result<()> {
+    sqlx::query("release event_bus").execute(connection).await.map(drop)
+}
+
+/// Ends the library's part of the caller's transaction as if it had not been.
+pub(crate) async fn undo(connection: &mut SqliteConnection) -> Result<()> {
+    sqlx::query("rollback to event_bus; release event_bus").execute(connection).await.map(drop)
+}
+
+/// Forgets a delivery in the caller's transaction; false if the right to it is gone.
+pub(crate) async fn complete_in(connection: &mut SqliteConnection, id: i64, fence: u64) -> Result<bool> {
+    let done = sqlx::query(include_str!("queries/complete_in.sql"))
+        .bind(id)
+        .bind(fence.to_string())
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected() > 0)
 }

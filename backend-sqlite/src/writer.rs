@@ -13,9 +13,11 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::apply::{Surroundings, apply};
 use crate::backend::Shared;
 use crate::error::{Cause, error, translate};
-use crate::operation::{Handlers, Operation, Reply, Surroundings, apply};
+use crate::operation::{Operation, Reply};
+use crate::publish::{Handlers, before};
 use crate::store;
 
 /// Operations that may wait. Beyond it callers wait for room.
@@ -28,7 +30,10 @@ const MAX_WEIGHT: usize = 1_000;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// An operation and when it was asked for.
+/// How often old idempotency keys are forgotten.
+const FORGET_KEYS_EVERY: Duration = Duration::from_secs(10);
+
+/// An operation and until when it may wait.
 struct Request {
     operation: Operation,
     deadline: Instant,
@@ -46,7 +51,13 @@ impl Writer {
     /// Starts a writer in the present runtime.
     pub(crate) fn start(shared: &Arc<Shared>) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
-        let task = Task { shared: shared.clone(), requests, connection: None, handlers: Handlers::new() };
+        let task = Task {
+            shared: shared.clone(),
+            requests,
+            connection: None,
+            handlers: Handlers::new(),
+            forget_keys_at: Instant::now(),
+        };
         tokio::spawn(task.run());
         Self { queue, timeout: shared.config.write_timeout, shared: shared.clone() }
     }
@@ -65,15 +76,33 @@ impl Writer {
         name: &'static str,
         operation: impl FnOnce(Reply<T>) -> Operation,
     ) -> Result<T> {
+        let answer = self.submit(name, operation).await?;
+        received(name, answer.await)
+    }
+
+    /// Has an operation done; the answer comes later.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the operation undone; afterwards it is done even if nobody waits for the answer.
+    pub(crate) async fn submit<T>(
+        &self,
+        name: &'static str,
+        operation: impl FnOnce(Reply<T>) -> Operation,
+    ) -> Result<oneshot::Receiver<Result<T>>> {
         let deadline = Instant::now() + self.timeout;
-        let (reply, answer) = oneshot::channel();
-        let request = Request { operation: operation(Reply::new(reply)), deadline };
+        let (reply, answer) = Reply::new();
+        let request = Request { operation: operation(reply), deadline };
         match tokio::time::timeout_at(deadline, self.queue.send(request)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(gone(name, ErrorKind::Unavailable)),
-            Err(_) => return Err(self.too_busy(name)),
+            Ok(Ok(())) => Ok(answer),
+            Ok(Err(_)) => Err(gone(name, ErrorKind::Unavailable)),
+            Err(_) => Err(self.too_busy(name)),
         }
-        answer.await.unwrap_or_else(|_| Err(gone(name, ErrorKind::OutcomeUnknown)))
+    }
+
+    /// Has an operation done if there is room in the queue, for who cannot wait.
+    pub(crate) fn submit_now(&self, operation: Operation) {
+        let deadline = Instant::now() + self.timeout;
+        let _ = self.queue.try_send(Request { operation, deadline });
     }
 
     fn too_busy(&self, name: &'static str) -> Error {
@@ -86,6 +115,14 @@ impl Writer {
     }
 }
 
+/// What came of an operation that was submitted.
+pub(crate) fn received<T>(
+    name: &'static str,
+    answer: Result<Result<T>, oneshot::error::RecvError>,
+) -> Result<T> {
+    answer.unwrap_or_else(|_| Err(gone(name, ErrorKind::OutcomeUnknown)))
+}
+
 fn gone(name: &'static str, kind: ErrorKind) -> Error {
     error(kind, name, "the writer of the file has ended with its runtime")
 }
@@ -95,6 +132,8 @@ struct Task {
     requests: mpsc::Receiver<Request>,
     connection: Option<SqliteConnection>,
     handlers: Handlers,
+    /// When old idempotency keys are forgotten next.
+    forget_keys_at: Instant,
 }
 
 impl Task {
@@ -206,16 +245,21 @@ impl Task {
     }
 
     async fn steps(
-        &self,
+        &mut self,
         connection: &mut SqliteConnection,
         operations: &mut [Operation],
         new_handlers: &mut Handlers,
     ) -> sqlx::Result<()> {
         let fence = store::begin(connection).await?;
         let config = &self.shared.config;
-        let around =
-            Surroundings { now: config.clock.now(), dedupe_retention: config.dedupe_retention, fence };
-        apply(connection, operations, &self.handlers, new_handlers, &around).await?;
+        let now = config.clock.now();
+        let forgotten_before = before(now, config.dedupe_retention);
+        let around = Surroundings { now, forgotten_before, fence, handlers: &self.handlers };
+        apply(connection, operations, &around, new_handlers).await?;
+        if Instant::now() >= self.forget_keys_at && operations.iter().any(Operation::has_key) {
+            let is_done = store::forget_keys(connection, forgotten_before).await?;
+            self.forget_keys_at = Instant::now() + if is_done { FORGET_KEYS_EVERY } else { Duration::ZERO };
+        }
         store::commit(connection).await
     }
 

@@ -44,7 +44,7 @@ create index event_bus_delivery_parked on event_bus_delivery (id >> 40, key) whe
 create table event_bus_scheduled (
     id integer primary key,
     due_at integer not null,
-    handler_id integer not null,
+    handler_id integer not null references event_bus_handler (id),
     event_id blob not null,
     name text not null,
     version integer not null,
@@ -62,7 +62,7 @@ create index event_bus_scheduled_due on event_bus_scheduled (due_at);
 -- The dead letters. Ids are never used twice, so that a replay by id cannot hit a newer one.
 create table event_bus_dead (
     id integer primary key autoincrement,
-    handler_id integer not null,
+    handler_id integer not null references event_bus_handler (id),
     origin_id integer not null,
     event_id blob not null,
     name text not null,
@@ -89,7 +89,7 @@ create index event_bus_dedupe_age on event_bus_dedupe (published_at);
 
 -- What the present worker may hold in memory; empty after a clean end.
 create table event_bus_worker (
-    handler_id integer primary key,
+    handler_id integer primary key references event_bus_handler (id),
     incarnation blob not null,
     window integer not null
 ) strict;

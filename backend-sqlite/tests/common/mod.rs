@@ -1,12 +1,15 @@
 //! What the tests of this backend share: a file, publications, a session.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(unreachable_pub, reason = "a test binary has no other crates")]
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
 use std::collections::BTreeMap;
 use std::panic::Location;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use event_bus_core::Order;
@@ -156,4 +159,13 @@ pub async fn complete(session: &Arc<dyn Session>, deliveries: Vec<Delivery>) {
         .settle(&batch(deliveries.into_iter().map(|delivery| (delivery, Outcome::Complete))))
         .await
         .unwrap();
+}
+
+/// Polls a call once; its answer if it is done.
+pub async fn poll_once<T>(call: &mut Pin<Box<dyn Future<Output = T> + Send + '_>>) -> Option<T> {
+    std::future::poll_fn(|task| match call.as_mut().poll(task) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
