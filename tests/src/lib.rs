@@ -2,6 +2,8 @@
 //!
 //! - [`history`]: what publishers, handlers and workers saw, in memory or as JSON lines.
 //! - [`checker`]: finds lost, phantom, overlapping, disordered and over-tried deliveries in a history.
+//! - [`suite`]: every promise as a case, mounted on a backend.
 
 pub mod checker;
 pub mod history;
+pub mod suite;

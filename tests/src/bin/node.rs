@@ -1,0 +1,3 @@
+//! A node.
+
+fn main() {}

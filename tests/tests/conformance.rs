@@ -1,0 +1,17 @@
+//! The conformance suite, mounted on every backend of this workspace.
+
+mod harness;
+
+use std::sync::Arc;
+
+use event_bus_conformance::suite::{Harness, mount, quiet_scripted_panics};
+use harness::inline::Inline;
+use harness::sqlite::Sqlite;
+
+fn main() {
+    quiet_scripted_panics();
+    let arguments = libtest_mimic::Arguments::from_args();
+    let harnesses: [Arc<dyn Harness>; 2] = [Arc::new(Inline), Arc::new(Sqlite)];
+    let tests = harnesses.into_iter().flat_map(mount).collect();
+    libtest_mimic::run(&arguments, tests).exit();
+}

@@ -1,0 +1,4 @@
+//! What each backend of this workspace brings to be tested.
+
+pub(crate) mod inline;
+pub(crate) mod sqlite;
