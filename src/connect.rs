@@ -2,10 +2,13 @@
 
 use event_bus_core::{Builder, Error, ErrorKind, Result};
 
-/// Schemes and the feature of this crate that serves each. `None`: planned, and not part of this version.
-const SCHEMES: [(&str, Option<&str>); 8] = [
-    ("inline", Some("inline")),
-    ("sqlite", Some("sqlite")),
+/// The feature of this crate that serves a scheme, and whether it is on.
+type Feature = (&'static str, bool);
+
+/// Schemes and what serves each. `None`: planned, and not part of this version.
+const SCHEMES: [(&str, Option<Feature>); 8] = [
+    ("inline", Some(("inline", cfg!(feature = "inline")))),
+    ("sqlite", Some(("sqlite", cfg!(feature = "sqlite")))),
     ("postgres", None),
     ("postgresql", None),
     ("redis", None),
@@ -69,7 +72,7 @@ fn split(url: &str) -> Result<(&str, &str)> {
 
 fn no_backend_for(scheme: &str) -> Error {
     match SCHEMES.iter().find(|(known, _)| *known == scheme) {
-        Some((_, Some(feature))) => invalid(format!(
+        Some((_, Some((feature, _)))) => invalid(format!(
             "{scheme}: urls need the feature {feature:?} of the crate event-bus, which is off; switch it on in Cargo.toml: \
              event-bus = {{ version = \"{}\", features = [\"{feature}\"] }}",
             env!("CARGO_PKG_VERSION")
@@ -83,24 +86,16 @@ fn no_backend_for(scheme: &str) -> Error {
     }
 }
 
-/// `inline, sqlite (feature off)`.
+/// `inline, sqlite (feature "sqlite", which is off)`.
 fn known_schemes() -> String {
     let served = SCHEMES.iter().filter_map(|(scheme, feature)| feature.map(|feature| (scheme, feature)));
     let shown: Vec<_> = served
-        .map(|(scheme, feature)| match is_compiled_in(feature) {
+        .map(|(scheme, (feature, is_on))| match is_on {
             true => (*scheme).to_owned(),
             false => format!("{scheme} (feature {feature:?}, which is off)"),
         })
         .collect();
     shown.join(", ")
-}
-
-fn is_compiled_in(feature: &str) -> bool {
-    match feature {
-        "inline" => cfg!(feature = "inline"),
-        "sqlite" => cfg!(feature = "sqlite"),
-        _ => false,
-    }
 }
 
 fn invalid(message: impl Into<String>) -> Error {
