@@ -4,8 +4,8 @@
 //! Each record is one line and one `write`, made *before* the bus can know of what it says: what the operating system
 //! has taken survives the death of the process (a power loss is the store's business, not this file's).
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use event_bus::EventId;
@@ -53,9 +53,13 @@ pub struct Ledger(File);
 
 impl Ledger {
     /// Begins a new ledger.
-    pub fn create(path: &Path, header: &Header) -> io::Result<Self> {
-        let mut ledger = Self(OpenOptions::new().append(true).create_new(true).open(path)?);
-        ledger.write(header)?;
+    ///
+    /// # Errors
+    /// A text for the user.
+    pub fn create(path: &Path, header: &Header) -> Result<Self, String> {
+        let mut options = OpenOptions::new();
+        let mut ledger = Self::lock(path, options.append(true).create_new(true).open(path))?;
+        ledger.write(header).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(ledger)
     }
 
@@ -65,15 +69,16 @@ impl Ledger {
     /// A text for the user.
     pub fn open(path: &Path) -> Result<Option<(Self, Header, Vec<Record>)>, String> {
         let failed = |error: io::Error| format!("{}: {error}", path.display());
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
+        let file = OpenOptions::new().read(true).append(true).open(path);
+        if matches!(&file, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
+        let mut ledger = Self::lock(path, file)?;
+        let mut text = String::new();
+        ledger.0.read_to_string(&mut text).map_err(failed)?;
         // A crash in the middle of a `write` leaves half a line, which says nothing.
         let complete = text.rfind('\n').map_or(0, |end| end + 1);
-        let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-        file.set_len(complete as u64).map_err(failed)?;
+        ledger.0.set_len(complete as u64).map_err(failed)?;
         let mut lines = text[..complete].lines().zip(1..);
         let Some((first, _)) = lines.next() else {
             std::fs::remove_file(path).map_err(failed)?;
@@ -85,7 +90,21 @@ impl Ledger {
         let records = lines
             .map(|(text, line)| serde_json::from_str(text).map_err(|error| not_ours(line, error)))
             .collect::<Result<_, _>>()?;
-        Ok(Some((Self(file), header, records)))
+        Ok(Some((ledger, header, records)))
+    }
+
+    /// One process at a time; the operating system lets go of the lock however the process ends.
+    fn lock(path: &Path, file: io::Result<File>) -> Result<Self, String> {
+        let file = file.map_err(|error| format!("{}: {error}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => {
+                Err(format!("{}: another process is at work on it", path.display()))
+            }
+            Err(TryLockError::Error(error)) => {
+                Err(format!("{}: it cannot be locked: {error}", path.display()))
+            }
+        }
     }
 
     /// Appends one record.

@@ -72,8 +72,7 @@ pub fn open(arguments: &Arguments, file: &Path) -> Result<Opened, Stop> {
             let events = source.read().map_err(Stop::Usage)?;
             let run = format!("{:032x}", fastrand::u128(..));
             let header = Header { run, source, events: events.len() };
-            let ledger = Ledger::create(&path, &header)
-                .map_err(|error| Stop::Usage(format!("{}: {error}", path.display())))?;
+            let ledger = Ledger::create(&path, &header).map_err(Stop::Usage)?;
             Ok((header, ledger, events, Vec::new()))
         }
     }
