@@ -4,6 +4,8 @@ mod connect;
 pub mod prelude;
 
 pub use connect::Connect;
+#[doc(hidden)]
+pub use event_bus_core::debug;
 pub use event_bus_core::{
     AttemptError, Backoff, Builder, Context, DeadLetter, DeadReason, DeliveryId, Drained, Error, ErrorKind,
     Event, EventBus, EventId, Events, Exhausted, Failure, FailureKind, Handler, HandlerOptions, Headers,
@@ -26,7 +28,46 @@ pub mod sqlite {
     pub use event_bus_sqlite::{SqliteBackend, SqliteConfig, Synchronous};
 }
 
+/// What did this test publish, and nothing else? (Feature `testing`, for `[dev-dependencies]`.)
+///
+/// ```
+/// use event_bus::prelude::*;
+/// use event_bus::testing::*;
+///
+/// #[derive(Clone, Debug, Serialize, Deserialize, Event)]
+/// #[event(name = "calls.completed")]
+/// struct CallCompleted {
+///     call: u32,
+///     minutes: u32,
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> event_bus::Result<()> {
+/// let testing = TestingBackend::new();
+/// let bus = EventBus::builder().backend(testing.clone()).build()?;
+///
+/// // One test's view of the bus; others may run beside it. Dropping it checks that every strict event was asserted.
+/// let mut test = testing.session();
+/// test.set_mode(Mode::Strict);
+/// bus.publish(&CallCompleted { call: 7, minutes: 3 }).await?;
+/// let minutes = assert_event_published!(test, CallCompleted { call: 7, minutes } => *minutes);
+/// assert_eq!(minutes, 3);
+/// refute_event_published!(test, CallCompleted { .. });
+/// # Ok(())
+/// # }
+/// ```
+#[cfg(feature = "testing")]
+pub mod testing {
+    pub use event_bus_testing::{
+        DeliveryRun, DrainReport, FailedRun, FailedRuns, Fault, InTest, MAX_RUNS, Mode, Ran, RunEvent,
+        RunFailure, RunFailureKind, RunResult, Scoped, TestHandle, TestSession, TestingBackend,
+        assert_event_published, assert_no_events, refute_event_published, run_event,
+    };
+}
+
 #[cfg(feature = "inline")]
 pub use inline::InlineBackend;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteBackend;
+#[cfg(feature = "testing")]
+pub use testing::TestingBackend;

@@ -8,7 +8,7 @@ use std::fs;
 use crate::shell::{Cargo, Failed, root};
 
 /// Drivers, runtimes and what opens sockets.
-const NOT_IN_CORE: [&str; 14] = [
+const NOT_IN_CORE: &[&str] = &[
     "async-io",
     "async-std",
     "deadpool",
