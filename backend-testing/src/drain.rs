@@ -30,7 +30,8 @@ pub struct DeliveryRun {
     pub handler: String,
     /// The event's name.
     pub event: String,
-    /// Which attempt it was, from 1.
+    /// Which attempt it was, from 1. (One more than there are, if its attempts were used up by crashes: then it went to
+    /// the dead letters without another run.)
     pub attempt: u32,
     /// When it ran: virtual time since the session was created.
     pub at: Duration,
@@ -146,18 +147,16 @@ impl TestSession {
         let taken = Taken::next(&self.state)?;
         let entry = taken.entry.as_ref()?;
         let environment = environment(bus, self.state.lock().line.now());
-        let outcome = match outcome_before_run(&entry.delivery, entry.handler.options(), &environment) {
-            Some(outcome) => outcome,
-            None => {
-                let delivery = Arc::new(entry.delivery.clone());
-                let handler = &entry.handler;
-                let cx = Context::with_options(handler.name().clone(), handler.options(), delivery);
-                let cx = cx.with_session(Arc::new(Answering));
-                let end = Scoped::new(self.state.clone(), run(handler, &cx)).await;
-                outcome(&end, &entry.delivery, handler.options(), &environment)
-            }
-        };
-        taken.settle(outcome, &environment)
+        let options = entry.handler.options();
+        if let Some(outcome) = outcome_before_run(&entry.delivery, options, &environment) {
+            return taken.settle(outcome, &environment, false);
+        }
+        let delivery = Arc::new(entry.delivery.clone());
+        let cx = Context::with_options(entry.handler.name().clone(), options, delivery);
+        let cx = cx.with_session(Arc::new(Answering));
+        let end = Scoped::new(self.state.clone(), run(&entry.handler, &cx)).await;
+        let outcome = outcome(&end, &entry.delivery, options, &environment);
+        taken.settle(outcome, &environment, true)
     }
 }
 
@@ -185,6 +184,7 @@ impl<'a> Taken<'a> {
         mut self,
         outcome: Outcome,
         environment: &Environment,
+        has_run: bool,
     ) -> Option<(DeliveryRun, Option<DeadLetter>)> {
         let mut entry = self.entry.take()?;
         let mut guard = self.state.lock();
@@ -198,7 +198,7 @@ impl<'a> Taken<'a> {
             at: seen.line.now(),
             end: RunResult::Completed,
         };
-        if seen.faults.strikes(FaultKind::CrashBeforeAck, &handler, &envelope) {
+        if has_run && seen.faults.strikes(FaultKind::CrashBeforeAck, &handler, &envelope) {
             // The start of a suspect is recorded before it runs, so this crash counts.
             if entry.delivery.crashes > 0 {
                 entry.delivery.failures = entry.delivery.attempt();

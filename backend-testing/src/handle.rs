@@ -33,7 +33,10 @@ impl TestHandle {
     }
 
     /// The closure as part of this test, on whatever thread it runs: `thread::spawn(test.on_thread(|| work()))`.
-    pub fn on_thread<T>(&self, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    pub fn on_thread<T, F>(&self, work: F) -> impl FnOnce() -> T + use<T, F>
+    where
+        F: FnOnce() -> T,
+    {
         let state = self.state.clone();
         move || on_this_thread(state, work)
     }

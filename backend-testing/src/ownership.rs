@@ -130,10 +130,9 @@ impl Owners {
     }
 }
 
-/// The chain that begins with `state`, on top of what the calling code is joined to already.
-fn join(state: Arc<State>) -> Arc<Joined> {
-    let outer = FUTURE.try_with(Arc::clone).ok().or_else(|| THREAD.with_borrow(Option::clone));
-    Arc::new(Joined { state, outer })
+/// What the calling code is joined to already.
+fn outer() -> Option<Arc<Joined>> {
+    FUTURE.try_with(Arc::clone).ok().or_else(|| THREAD.with_borrow(Option::clone))
 }
 
 /// Runs `work` on this thread as part of a test.
@@ -148,18 +147,27 @@ pub(crate) fn on_this_thread<T>(state: Arc<State>, work: impl FnOnce() -> T) -> 
         }
     }
 
-    let joined = join(state);
+    let joined = Arc::new(Joined { state, outer: outer() });
     let _restore = Restore(THREAD.with_borrow_mut(|current| current.replace(joined)));
     work()
 }
 
 /// A future that belongs to a test wherever it runs; see [`InTest`](crate::InTest).
 #[must_use = "futures do nothing unless they are awaited"]
-pub struct Scoped<F>(Pin<Box<TaskLocalFuture<Arc<Joined>, F>>>);
+pub struct Scoped<F>(Stage<F>);
+
+enum Stage<F> {
+    /// Not polled yet, so it can still be moved: with what its creator is joined to.
+    New(Option<(Arc<State>, Option<Arc<Joined>>, F)>),
+    Running(Pin<Box<TaskLocalFuture<Arc<Joined>, F>>>),
+}
+
+// The future is pinned in its box, and before that not at all.
+impl<F> Unpin for Scoped<F> {}
 
 impl<F: Future> Scoped<F> {
     pub(crate) fn new(state: Arc<State>, future: F) -> Self {
-        Self(Box::pin(FUTURE.scope(join(state), future)))
+        Self(Stage::New(Some((state, outer(), future))))
     }
 }
 
@@ -167,7 +175,18 @@ impl<F: Future> Future for Scoped<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.0.as_mut().poll(cx)
+        if let Stage::New(new) = &mut self.0
+            && let Some((state, of_creator, future)) = new.take()
+        {
+            // Inside another scope that counts; in a task of its own, what its creator was joined to.
+            let joined = Arc::new(Joined { state, outer: outer().or(of_creator) });
+            self.0 = Stage::Running(Box::pin(FUTURE.scope(joined, future)));
+        }
+        match &mut self.0 {
+            Stage::Running(future) => future.as_mut().poll(cx),
+            // It was taken and then set to running, above.
+            Stage::New(_) => Poll::Pending,
+        }
     }
 }
 

@@ -1,6 +1,14 @@
 //! Events, a bus, and what catches a failure text.
 
-#![allow(dead_code, unreachable_pub, unused_macros, unused_imports, clippy::unwrap_used, clippy::panic, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_macros,
+    unused_imports,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "each test file uses its part"
+)]
 
 use std::any::Any;
 use std::borrow::Cow;
