@@ -39,6 +39,8 @@ pub(super) struct Claims {
     /// Deliveries that were settled while a claim was under way, whose answer may still show them as they were: copies
     /// with fewer failures than this are old.
     settled_meanwhile: HashMap<Identity, u32, NumberHasher>,
+    /// An answer has been received and not been taken in.
+    has_answer: bool,
 }
 
 impl Claims {
@@ -60,6 +62,7 @@ impl Claims {
             poll_interval,
             next_look: Instant::now() + poll_interval,
             settled_meanwhile: HashMap::default(),
+            has_answer: false,
         }
     }
 
@@ -115,7 +118,7 @@ impl Claims {
 
     /// Remembers a delivery that was settled for good, or that left with this many failures, while a claim is under way.
     pub(super) fn settled(&mut self, delivery: &Delivery, failures: u32) {
-        if self.call.is_under_way() {
+        if self.call.is_under_way() || self.has_answer {
             self.settled_meanwhile.insert(identity(delivery), failures);
         }
     }
@@ -137,15 +140,10 @@ impl Claims {
             };
             let Some(asked) = self.asked.take() else { continue };
             match answer {
-                Ok(mut claimed) => {
+                Ok(claimed) => {
                     self.pause.reset();
                     self.plan_next_look(&claimed, randomness.fraction());
-                    let old = std::mem::take(&mut self.settled_meanwhile);
-                    if !old.is_empty() {
-                        claimed.deliveries.retain(|delivery| {
-                            old.get(&identity(delivery)).is_none_or(|failures| delivery.failures >= *failures)
-                        });
-                    }
+                    self.has_answer = true;
                     for handler in &claimed.more {
                         if let Some(may_have) = self.may_have.get_mut(handler.get()) {
                             *may_have = true;
@@ -166,6 +164,18 @@ impl Claims {
                     );
                 }
             }
+        }
+    }
+
+    /// Drops from an answer what it shows as it was before it was settled. To be asked after everything that was stored
+    /// has been taken in: an outcome and an older answer can arrive together.
+    pub(super) fn drop_outdated(&mut self, claimed: &mut Claimed) {
+        self.has_answer = false;
+        let old = std::mem::take(&mut self.settled_meanwhile);
+        if !old.is_empty() {
+            claimed.deliveries.retain(|delivery| {
+                old.get(&identity(delivery)).is_none_or(|failures| delivery.failures >= *failures)
+            });
         }
     }
 

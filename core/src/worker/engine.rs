@@ -359,7 +359,8 @@ impl Engine {
         None
     }
 
-    fn claimed(&mut self, asked: &ClaimRequest, claimed: Claimed, now: Instant) {
+    fn claimed(&mut self, asked: &ClaimRequest, mut claimed: Claimed, now: Instant) {
+        self.claims.drop_outdated(&mut claimed);
         self.lanes.refilled(&asked.lanes, &claimed.still_parked);
         for lane in claimed.parked.iter().filter(|lane| !self.revoking.contains(&lane.partition)) {
             self.lanes.learn_parked(lane, now);
