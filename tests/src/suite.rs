@@ -10,10 +10,10 @@
 
 #[macro_use]
 mod case;
-mod actor;
+pub(crate) mod actor;
 mod harness;
 mod mount;
-mod note;
+pub(crate) mod note;
 mod process;
 mod stage;
 mod world;

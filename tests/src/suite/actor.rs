@@ -10,7 +10,7 @@ use super::note::{Act, Note, Paper, SCRIPTED};
 use super::stage::{Running, Stage, What};
 
 /// A handler's name.
-pub(super) trait Role: Send + Sync + 'static {
+pub(crate) trait Role: Send + Sync + 'static {
     /// The name.
     const NAME: &'static str;
 }
@@ -19,14 +19,14 @@ macro_rules! roles {
     ($($role:ident $constant:ident $name:literal;)*) => {
         $(
             #[doc = concat!("The handler called ", $name, ".")]
-            pub(super) struct $role;
+            pub(crate) struct $role;
 
             impl Role for $role {
                 const NAME: &'static str = $name;
             }
 
             #[doc = concat!("The name of [`", stringify!($role), "`].")]
-            pub(super) const $constant: &str = $name;
+            pub(crate) const $constant: &str = $name;
         )*
     };
 }

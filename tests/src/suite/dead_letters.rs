@@ -166,9 +166,9 @@ async fn they_are_found_by_what_they_are(world: &World) {
         list
     };
     let second = found(DeadLetterFilter { handler: Some(SECOND.into()), ..everything() }).await;
-    assert_eq!(second, [two.clone()]);
+    assert_eq!(second, std::slice::from_ref(&two));
     let memos = found(DeadLetterFilter { event: Some("suite.memo".into()), ..everything() }).await;
-    assert_eq!(memos, [three.clone()]);
+    assert_eq!(memos, [three]);
     let key = found(DeadLetterFilter { key: Some("a".into()), ..everything() }).await;
     assert_eq!(sorted(key), sorted(vec![one.clone(), two]));
     let exhausted = DeadLetterFilter { reason: Some(DeadReason::Exhausted), ..everything() };

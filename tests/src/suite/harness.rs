@@ -29,6 +29,11 @@ pub trait Harness: Send + Sync + 'static {
         false
     }
 
+    /// Whether a process that was stopped keeps its right to work for as long as it stands.
+    fn keeps_stopped_workers(&self) -> bool {
+        false
+    }
+
     /// The program of this crate called `node`, if sandboxes have a [`Sandbox::url`] for it.
     fn node(&self) -> Option<PathBuf> {
         None
@@ -44,27 +49,27 @@ pub trait Sandbox: Send + Sync {
 
     /// The store's address, for programs.
     fn url(&self) -> String {
-        unimplemented!("this harness has no url")
+        panic!("this harness has no url")
     }
 
     /// A transaction of the application's own.
     async fn transaction(&self) -> Box<dyn Transaction> {
-        unimplemented!("this harness has no transactions")
+        panic!("this harness has no transactions")
     }
 
     /// The effects of transactions that were committed.
     async fn effects(&self) -> Vec<u64> {
-        unimplemented!("this harness has no transactions")
+        panic!("this harness has no transactions")
     }
 
     /// Makes the store useless until the answer is told to end.
     async fn outage(&self) -> Box<dyn Outage> {
-        unimplemented!("this harness has no outages")
+        panic!("this harness has no outages")
     }
 
     /// Changes what the store says about itself.
     async fn tamper(&self, tamper: Tamper) {
-        unimplemented!("this harness cannot do {tamper:?}")
+        panic!("this harness cannot do {tamper:?}")
     }
 }
 

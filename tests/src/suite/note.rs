@@ -6,7 +6,7 @@ use std::time::Duration;
 use event_bus::prelude::*;
 
 /// Stands in the text of panics that were asked for.
-pub(super) const SCRIPTED: &str = "as the script says";
+pub(crate) const SCRIPTED: &str = "as the script says";
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Event)]

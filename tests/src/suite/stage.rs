@@ -24,6 +24,7 @@ pub struct Seen {
     pub moments: Vec<Moment>,
     runs: HashMap<(&'static str, u64), usize>,
     running: HashSet<Line>,
+    done: HashMap<&'static str, usize>,
     at_once: HashMap<&'static str, usize>,
     most_at_once: HashMap<&'static str, usize>,
     open: HashSet<u64>,
@@ -112,7 +113,7 @@ impl Stage {
 
     /// Waits until that many runs of a handler returned Ok.
     pub async fn until_done(&self, handler: &str, count: usize) {
-        self.until(|seen| seen.count(handler, |what| matches!(what, What::Done)) >= count).await;
+        self.until(|seen| seen.done.get(handler).is_some_and(|done| *done >= count)).await;
     }
 
     /// Waits until a run of this event has begun.
@@ -231,11 +232,6 @@ impl Seen {
         self.of(handler).filter(|moment| is_wanted(&moment.what)).map(|moment| moment.number).collect()
     }
 
-    /// How many moments of a handler are so.
-    pub fn count(&self, handler: &str, is_wanted: impl Fn(&What) -> bool) -> usize {
-        self.of(handler).filter(|moment| is_wanted(&moment.what)).count()
-    }
-
     /// The events whose runs began at a handler, in that order.
     pub fn begun(&self, handler: &str) -> Vec<u64> {
         self.numbers(handler, |what| matches!(what, What::Begins(_)))
@@ -271,6 +267,9 @@ impl Drop for Running {
         };
         self.stage.change(|seen| {
             seen.running.remove(&self.line);
+            if matches!(what, What::Done) {
+                *seen.done.entry(self.handler).or_default() += 1;
+            }
             if let Some(count) = seen.at_once.get_mut(self.handler) {
                 *count -= 1;
             }

@@ -60,7 +60,8 @@ async fn a_key_that_waits_for_a_retry_does_not_starve_the_others(world: &World) 
 async fn a_line_longer_than_the_window_keeps_its_order(world: &World) {
     let bus = ready(world.builder().window(8).handler(world.actor::<First>(quick()))).await;
     let worker = bus.start().await.unwrap();
-    let acts = |n: u64| if n % 50 == 0 { vec![Act::FailFor(Duration::from_millis(60))] } else { vec![] };
+    let acts =
+        |n: u64| if n.is_multiple_of(50) { vec![Act::FailFor(Duration::from_millis(60))] } else { vec![] };
     let notes: Vec<_> = (0..200).map(|number| note(number).key("a").acts(acts(number))).collect();
     let (early, late) = notes.split_at(120);
     bus.publish_all(early).await.unwrap();
@@ -76,7 +77,7 @@ async fn a_line_longer_than_the_window_keeps_its_order(world: &World) {
 async fn many_stuck_keys_do_not_starve_a_healthy_one(world: &World) {
     let bus = ready(world.builder().window(32).concurrency(4).handler(world.actor::<First>(quick()))).await;
     let stuck: Vec<_> = (0..100)
-        .map(|n| note(n).key(format!("k{}", n % 50)).acts([Act::FailFor(Duration::from_millis(700))]))
+        .map(|n| note(n).key(format!("k{}", n % 50)).acts([Act::FailFor(Duration::from_millis(300))]))
         .collect();
     bus.publish_all(&stuck).await.unwrap();
     let healthy: Vec<_> = (1_000..1_050).map(|number| note(number).key("healthy")).collect();

@@ -44,6 +44,10 @@ impl Harness for Sqlite {
         true
     }
 
+    fn keeps_stopped_workers(&self) -> bool {
+        true
+    }
+
     fn node(&self) -> Option<PathBuf> {
         Some(env!("CARGO_BIN_EXE_node").into())
     }

@@ -1,0 +1,97 @@
+//! A program that publishes and works as an application would, and writes down what it does: so that `kill -9` is real.
+//!
+//! ```text
+//! node --url sqlite:///tmp/bus.db --history node-1.jsonl --number 1 --work
+//! node --url sqlite:///tmp/bus.db --history node-2.jsonl --number 2 --publish 300 --keys 5 --batch 10
+//! ```
+//!
+//! Its handlers do what the payload says ([`Act`](crate::suite::Act)), by the number of the attempt. It works until its
+//! standard input says `stop`, drains and ends; when the input ends without a word, so does the program, at once.
+
+mod ledger;
+mod options;
+mod publisher;
+mod worker;
+
+use std::io::BufRead as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use event_bus::prelude::*;
+use tokio::sync::oneshot;
+
+pub use ledger::Ledger;
+pub(crate) use ledger::{hash_of, note_in};
+pub(crate) use publisher::publish_call;
+pub use worker::{BACKOFF, MAX_ATTEMPTS};
+
+use options::Options;
+
+use crate::history::Fact;
+use crate::suite::actor::{First, Second};
+use worker::Scripted;
+
+/// Long enough for every run of a script.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// The program.
+pub fn main() -> ExitCode {
+    crate::suite::quiet_scripted_panics();
+    let ended = Options::read(std::env::args().skip(1)).and_then(|options| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.map_err(|error| error.to_string())?.block_on(run(options))
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("node: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options) -> Result<(), String> {
+    let in_words = |error: event_bus::Error| event_bus::chain(&error);
+    let ledger = Ledger::open(&options.history).map_err(|error| error.to_string())?;
+    let bus = EventBus::builder()
+        .connect(&options.url)
+        .await
+        .map_err(in_words)?
+        .handler(Scripted::<First>::new(&ledger, options.number))
+        .handler(Scripted::<Second>::new(&ledger, options.number))
+        .poll_interval(Duration::from_millis(50))
+        .build()
+        .map_err(in_words)?;
+    bus.migrate().await.map_err(in_words)?;
+    let stop = stop_word();
+    let worker = match options.is_worker {
+        true => {
+            ledger.write(Fact::WorkerStart { worker: options.number });
+            Some(bus.start().await.map_err(in_words)?)
+        }
+        false => None,
+    };
+    publisher::publish(&bus, &ledger, &options).await;
+    if let Some(worker) = worker {
+        // Only the word ends it in peace; without one the thread that listens ends the process.
+        let _ = stop.await;
+        worker.shutdown(GRACE).await.map_err(in_words)?;
+        ledger.write(Fact::WorkerStop { worker: options.number });
+    }
+    Ok(())
+}
+
+/// Resolves when the standard input says `stop`.
+fn stop_word() -> oneshot::Receiver<()> {
+    let (say, hears) = oneshot::channel();
+    std::thread::spawn(move || {
+        let has_said = std::io::stdin().lock().lines().map_while(Result::ok).any(|line| line == "stop");
+        if has_said {
+            // It fails only when nobody works.
+            let _ = say.send(());
+        } else {
+            std::process::exit(1);
+        }
+    });
+    hears
+}
