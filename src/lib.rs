@@ -71,3 +71,8 @@ pub use inline::InlineBackend;
 pub use sqlite::SqliteBackend;
 #[cfg(feature = "testing")]
 pub use testing::TestingBackend;
+
+/// The examples of the chapter on testing, compiled and run.
+#[cfg(all(doctest, feature = "testing", feature = "derive"))]
+#[doc = include_str!("../docs/testing.md")]
+mod testing_chapter {}

@@ -116,3 +116,8 @@ pub use event_bus_macros::{Event, Events};
 pub use serde::{Deserialize, Serialize};
 
 pub use crate::Connect;
+#[cfg(feature = "testing")]
+pub use crate::testing::{
+    Fault, InTest, Mode, Ran, TestSession, TestingBackend, assert_event_published, assert_no_events,
+    refute_event_published, run_event,
+};

@@ -1,6 +1,6 @@
 //! Drain: what a worker would do, on a virtual clock; and faults.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly")]
 
 mod common;
 
@@ -221,10 +221,7 @@ async fn every_way_out_of_a_handler_is_counted() {
         builder
             .handle_fn("discarding", |_: Tick| async { Err(Failure::discard("no")) })
             .handle_fn_with("panicking", fixed().max_attempts(1), |_: Tick| async {
-                #[expect(clippy::panic)]
-                {
-                    panic!("shelf 7 is missing")
-                }
+                panic!("shelf 7 is missing")
             })
             .handle_fn("snoozing", move |_: Tick| {
                 *calls.lock().unwrap() += 1;

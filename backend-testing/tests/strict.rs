@@ -1,6 +1,6 @@
 //! Modes and assertions: every sentence about them, with its failure text.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly")]
 
 mod common;
 
@@ -177,7 +177,6 @@ async fn dropping_a_strict_session_with_events_left_panics() {
 
 #[tokio::test]
 #[should_panic(expected = "the first panic")]
-#[expect(clippy::panic)]
 async fn a_thread_that_panics_already_is_left_alone() {
     let (testing, bus) = bus();
     let mut test = testing.session();
