@@ -176,7 +176,8 @@ impl Registry {
             let mut names = HashSet::new();
             for event in handler.event_names() {
                 if !names.insert(event) {
-                    problems.push(format!("handler {:?}: two of its events are called {event:?}", handler.name));
+                    problems
+                        .push(format!("handler {:?}: two of its events are called {event:?}", handler.name));
                 }
                 if let Err(problem) = check_name(event) {
                     problems.push(format!("handler {:?}: event {event:?}: {problem}", handler.name));
