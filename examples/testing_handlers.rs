@@ -3,6 +3,12 @@
 //! Above, a little of a shop; below, its tests. The chapter `docs/testing.md` explains each of them. (`cargo run` shows
 //! the shop at work, inline.)
 
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "it talks to a person, and its tests may fail loudly"
+)]
+
 use event_bus::InlineBackend;
 use event_bus::prelude::*;
 
