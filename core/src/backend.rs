@@ -365,9 +365,10 @@ pub enum Notice {
     /// There may be something to claim.
     Work,
     /// Another worker shall have this partition: stop starting its deliveries, let the running ones end, then
-    /// [`release`](Session::release) it.
+    /// [`release`](Session::release) it. Core makes no claim while it releases.
     Revoke(Partition),
-    /// The right to this partition is gone: its runs are cancelled, its outcomes dropped.
+    /// The right to this partition is gone: its runs are cancelled, its outcomes dropped, and so is what a claim that was
+    /// made before brings of it. If the session gets it back, it hands its deliveries out anew to later claims.
     Lost(Partition),
     /// The session is over: as `Lost` for everything.
     Ended(Error),

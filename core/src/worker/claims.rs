@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::backend::{ClaimRequest, Claimed, HandlerSpec, Notice, Session};
 use crate::clock::Randomness;
-use crate::delivery::{Delivery, HandlerIndex};
+use crate::delivery::{Delivery, HandlerIndex, Partition};
 use crate::error::{Error, Result};
 
 use super::call::{Call, Pause};
@@ -39,6 +39,8 @@ pub(super) struct Claims {
     /// Deliveries that were settled while a claim was under way, whose answer may still show them as they were: copies
     /// with fewer failures than this are old.
     settled_meanwhile: HashMap<Identity, u32, NumberHasher>,
+    /// Partitions that were lost while a claim was under way.
+    lost_meanwhile: Vec<Partition>,
     /// An answer has been received and not been taken in.
     has_answer: bool,
 }
@@ -62,6 +64,7 @@ impl Claims {
             poll_interval,
             next_look: Instant::now() + poll_interval,
             settled_meanwhile: HashMap::default(),
+            lost_meanwhile: Vec::new(),
             has_answer: false,
         }
     }
@@ -116,9 +119,21 @@ impl Claims {
         self.call.start(async move { session.claim(&request).await });
     }
 
+    /// Whether a claim has been sent whose answer has not been taken in.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.call.is_under_way() || self.has_answer
+    }
+
+    /// The right to a partition is gone: what a claim that is under way brings of it must not run.
+    pub(super) fn lost(&mut self, partition: Partition) {
+        if self.is_under_way() {
+            self.lost_meanwhile.push(partition);
+        }
+    }
+
     /// Remembers a delivery that was settled for good, or that left with this many failures, while a claim is under way.
     pub(super) fn settled(&mut self, delivery: &Delivery, failures: u32) {
-        if self.call.is_under_way() || self.has_answer {
+        if self.is_under_way() {
             self.settled_meanwhile.insert(identity(delivery), failures);
         }
     }
@@ -154,6 +169,7 @@ impl Claims {
                 Err(error) if is_fatal(&error) => return Poll::Ready(Err(error)),
                 Err(error) => {
                     self.settled_meanwhile.clear();
+                    self.lost_meanwhile.clear();
                     self.may_have.fill(true);
                     lanes.ask_again(&asked.lanes);
                     let pause = self.pause.start(randomness.fraction());
@@ -168,13 +184,21 @@ impl Claims {
     }
 
     /// Drops from an answer what it shows as it was before it was settled. To be asked after everything that was stored
-    /// has been taken in: an outcome and an older answer can arrive together.
+    /// has been taken in: an outcome and an older answer can arrive together. The marker of a held key is what an outcome
+    /// made of its delivery, so it is never older than that.
     pub(super) fn drop_outdated(&mut self, claimed: &mut Claimed) {
         self.has_answer = false;
+        let lost = std::mem::take(&mut self.lost_meanwhile);
+        if !lost.is_empty() {
+            claimed.deliveries.retain(|delivery| !lost.contains(&delivery.partition));
+            claimed.parked.retain(|lane| !lost.contains(&lane.partition));
+            claimed.still_parked.retain(|lane| !lost.contains(&lane.partition));
+        }
         let old = std::mem::take(&mut self.settled_meanwhile);
         if !old.is_empty() {
             claimed.deliveries.retain(|delivery| {
-                old.get(&identity(delivery)).is_none_or(|failures| delivery.failures >= *failures)
+                delivery.is_held
+                    || old.get(&identity(delivery)).is_none_or(|failures| delivery.failures >= *failures)
             });
         }
     }

@@ -165,10 +165,12 @@ impl Engine {
         let parks = self.lanes.take_parks();
         if self.draining.is_none() {
             self.settling.park(parks);
-            self.claims.send(&mut self.lanes);
         }
         self.settling.send();
-        self.send_release();
+        let gives_back = self.send_release();
+        if self.draining.is_none() && !gives_back {
+            self.claims.send(&mut self.lanes);
+        }
     }
 
     fn start_runs(&mut self, now: Instant) {
@@ -219,24 +221,24 @@ impl Engine {
         }
     }
 
-    fn send_release(&mut self) {
+    /// Gives a revoked partition back when nothing of it is left here. True while one is being given back: no claim is
+    /// made meanwhile, and none may be under way, or its answer could bring deliveries that belong to somebody else by then.
+    fn send_release(&mut self) -> bool {
         if self.release.is_under_way() {
-            return;
+            return true;
         }
         let is_done = |partition: &Partition| {
             !self.executor.runs_any_of(*partition)
                 && !self.settling.has_any_of(*partition)
                 && !self.suspects.records_any_of(*partition)
         };
-        let partition = match self.releasing {
-            Some(partition) => Some(partition),
-            None => self.revoking.iter().copied().find(is_done),
-        };
-        if let Some(partition) = partition {
+        let Some(partition) = self.revoking.iter().copied().find(is_done) else { return false };
+        if !self.claims.is_under_way() {
             self.releasing = Some(partition);
             let session = self.session.clone();
             self.release.start(async move { session.release(partition).await });
         }
+        true
     }
 
     /// Waits until something happened. When it did, all runs that are ready to go get their turn first: then one turn of
@@ -560,6 +562,7 @@ impl Engine {
     fn lose(&mut self, partition: Partition, now: Instant) {
         tracing::warn!(?partition, "lost the right to a partition; its runs are cancelled");
         self.revoking.retain(|revoked| *revoked != partition);
+        self.claims.lost(partition);
         self.lanes.drop_partition(partition);
         self.drop_waiting_suspects(Some(partition), now);
         // Forgotten at once: the partition may come back, and its deliveries with it, before the last run has ended. Their

@@ -116,6 +116,9 @@ struct Lane {
     parked: Option<DeliveryId>,
     /// Park requests that the store has not answered.
     parks_open: u32,
+    /// The first one that was parked since the lane was asked for in a claim that is not answered yet. That answer
+    /// knows nothing of it.
+    parked_meanwhile: Option<DeliveryId>,
     /// How often in a row it was found held by a dead letter.
     held_checks: u32,
     is_wanted: bool,
@@ -392,6 +395,7 @@ impl Lanes {
             if let Some(demand) = demand {
                 demand.limit -= limit;
             }
+            lane.parked_meanwhile = None;
             lanes.push(LaneDemand { partition: lane.partition, key, limit });
         }
         demands.retain(|demand| demand.limit > 0);
@@ -404,7 +408,8 @@ impl Lanes {
     }
 
     /// The store has handed out what was parked of these lanes; of those in `still` more is parked. Call it before the
-    /// deliveries of the same answer are offered.
+    /// deliveries of the same answer are offered. What was parked while the claim was under way stays parked: the answer
+    /// may be from before or after it, so what it brings of that goes back to the store once more.
     pub(super) fn refilled(&mut self, asked: &[LaneDemand], still: &[ParkedLane]) {
         for demand in asked {
             let handler = demand.partition.handler;
@@ -412,7 +417,8 @@ impl Lanes {
                 .iter()
                 .find(|lane| lane.partition.handler == handler && lane.key == demand.key)
                 .map(|lane| lane.first);
-            self.set_parked(handler, &demand.key, first);
+            let meanwhile = self.lane(handler, &demand.key).and_then(|lane| lane.parked_meanwhile.take());
+            self.set_parked(handler, &demand.key, first.into_iter().chain(meanwhile).min());
         }
     }
 
@@ -579,6 +585,7 @@ impl Lanes {
         // Overlapping publishes can bring a smaller id late, behind a greater one.
         let first = given_back.iter().map(|delivery| delivery.id).fold(first, DeliveryId::min);
         let parked = lane.parked.map_or(first, |parked| parked.min(first));
+        lane.parked_meanwhile = lane.parked_meanwhile.into_iter().chain([first]).min();
         self.set_parked(handler, key, Some(parked));
         for delivery in &given_back {
             self.forget(delivery);
@@ -645,6 +652,7 @@ impl Lane {
             since: now,
             parked: None,
             parks_open: 0,
+            parked_meanwhile: None,
             held_checks: 0,
             is_wanted: false,
         }

@@ -161,6 +161,57 @@ async fn a_held_head_parks_its_lane_and_is_looked_at_again_less_and_less_often()
     assert_eq!(waits, [1, 2, 4]);
 }
 
+/// A lane whose last delivery in memory is out, while a claim for what is parked behind it is under way.
+fn asked_for(lanes: &mut Lanes, now: Instant) -> (Arc<Delivery>, Vec<LaneDemand>) {
+    lanes.offer(delivery(0, 1, Some("a")), now);
+    let head = lanes.take(now).unwrap();
+    let partition = head.partition;
+    lanes.learn_parked(&ParkedLane { partition, key: "a".into(), first: DeliveryId(2) }, now);
+    lanes.put_back(head, now, now);
+    let head = lanes.take(now).unwrap();
+    let demands = lanes.lane_demands(&mut Vec::new());
+    assert_eq!(demands.len(), 1);
+    (head, demands)
+}
+
+/// The store says that the lane is not parked any more; it does not know what was parked since.
+#[tokio::test]
+async fn a_key_that_is_held_while_its_lane_is_claimed_stays_held() {
+    let mut now = Instant::now();
+    let mut lanes = lanes(&[0], 100);
+    let (head, demands) = asked_for(&mut lanes, now);
+    lanes.not_running(HandlerIndex(0));
+    lanes.hold(&head, now);
+    lanes.forget(&head);
+    lanes.refilled(&demands, &[]);
+    assert_eq!(lanes.offer(delivery(0, 2, Some("a")), now), Offer::Parked);
+    lanes.refill_ended(&demands, now);
+    for park in lanes.take_parks() {
+        lanes.parked(&park, now);
+    }
+    now = lanes.next_wake().unwrap();
+    lanes.wake(now);
+    assert!(lanes.take(now).is_none(), "nothing runs behind a dead letter that holds its key");
+    assert_eq!(lanes.lane_demands(&mut Vec::new()).len(), 1);
+}
+
+#[tokio::test]
+async fn a_lane_that_is_parked_while_it_is_claimed_stays_parked() {
+    let mut now = Instant::now();
+    let mut lanes = lanes(&[0], 1);
+    let (head, demands) = asked_for(&mut lanes, now);
+    lanes.not_running(HandlerIndex(0));
+    lanes.put_back(head, now + STALLED_AFTER * 10, now);
+    now += STALLED_AFTER;
+    lanes.relieve(HandlerIndex(0), now);
+    lanes.refilled(&demands, &[]);
+    assert_eq!(lanes.offer(delivery(0, 2, Some("a")), now), Offer::Parked);
+    lanes.refill_ended(&demands, now);
+    now += STALLED_AFTER * 20;
+    lanes.wake(now);
+    assert!(lanes.take(now).is_none(), "its head lies in the store");
+}
+
 /// One thing an engine does.
 #[derive(Clone, Debug)]
 enum Step {
