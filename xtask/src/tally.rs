@@ -20,8 +20,8 @@ impl Tally {
     /// Counts a line of output if it is a summary of libtest (`test result: ok. 3 passed; 0 failed; 1 ignored; …`) or of
     /// nextest (`Summary [ 1.2s] 4 tests run: 3 passed (1 slow), 1 failed, 2 skipped`).
     pub(crate) fn read(&mut self, line: &str) {
-        let line = line.trim_start();
-        if !(line.starts_with("test result:") || line.starts_with("Summary [")) {
+        // nextest repeats the output of failed tests, libtest's summary of one test included, but indented.
+        if !(line.starts_with("test result:") || line.trim_start().starts_with("Summary [")) {
             return;
         }
         let words: Vec<&str> = line.split([' ', ';', ',']).filter(|word| !word.is_empty()).collect();
@@ -81,6 +81,15 @@ mod tests {
             "     Summary [   3.201s] 120 tests run: 119 passed (2 slow), 1 failed, 3 skipped",
         ];
         assert_eq!(tally_of(&lines), (133, 1, 5));
+    }
+
+    #[test]
+    fn the_output_of_a_failed_test_is_not_counted_again() {
+        let lines = [
+            "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 1 filtered out; finished in 67.05s",
+            "     Summary [ 138.150s] 423 tests run: 421 passed, 2 failed, 145 skipped",
+        ];
+        assert_eq!(tally_of(&lines), (421, 2, 145));
     }
 
     #[test]
