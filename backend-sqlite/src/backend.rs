@@ -10,25 +10,47 @@ use event_bus_core::backend::{
     Backend, Capabilities, Connection, DeadLetter, DeadLetterFilter, DeliveryId, HandlerCounts, Publication,
     Session, Stored, WorkerSpec,
 };
-use event_bus_core::{ErrorKind, Result, SLOTS};
-use sqlx::Connection as _;
-use sqlx::sqlite::SqliteConnection;
+use event_bus_core::{ErrorKind, Result};
 use tokio::sync::Notify;
 
 use crate::config::SqliteConfig;
 use crate::dead;
 use crate::error::{NAME, error, translate};
+use crate::filesystem;
 use crate::lock::WorkerLock;
+use crate::migrate;
 use crate::operation::{Open, Operation};
 use crate::session::SqliteSession;
 use crate::store;
 use crate::transaction;
 use crate::writer::Writer;
 
-/// Deliveries in one SQLite file, in this process and in others on the same machine.
+/// Deliveries in one SQLite file: durable, and no server to run.
 ///
-/// Any number of processes may publish; one at a time works, the others stand by and take over when it ends, however it
-/// ends. A cheap clone.
+/// A cheap clone. Nothing is opened before the first call, which must be made within a tokio runtime.
+///
+/// # Publishing
+/// Any number of processes on the machine may publish into the file. All calls of one process go through one connection
+/// and share commits: whatever waits when a commit returns is stored by the next one. With [`Synchronous::Full`], the
+/// default, what was published survives a power loss.
+///
+/// # Working
+/// One process works at a time; it holds an operating-system lock on `<file>.worker.lock`. Others stand by and take over
+/// as soon as it ends, however it ends. The worker sees what its own process publishes at once, and what others publish
+/// within [`poll_interval`](SqliteConfig::poll_interval).
+///
+/// # The caller's own database
+/// The file may be the application's own: all tables begin with `event_bus_`. Only then can an event be published, and a
+/// delivery completed, in one transaction with the application's writes. Begin such a transaction with
+/// `pool.begin_with("BEGIN IMMEDIATE")`: a plain `begin` that reads before it writes fails as soon as somebody else has
+/// written meanwhile. Keep it short, for nobody else can write while it lasts, and do not await a publish outside of it
+/// before it has ended: that publish waits for its lock. `migrate` turns the write-ahead log of the file on, for good.
+///
+/// # Limits
+/// A local disk (network file systems are refused), UTF-8 as the database's encoding, about 8 million handlers and 10^12
+/// deliveries of each.
+///
+/// [`Synchronous::Full`]: crate::Synchronous::Full
 #[derive(Clone)]
 pub struct SqliteBackend {
     shared: Arc<Shared>,
@@ -41,16 +63,6 @@ pub(crate) struct Shared {
     /// Something was committed that a worker may claim.
     pub(crate) wake: Notify,
 }
-
-/// The version of the newest migration, and the statements that lead there, one after the other.
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001_tables.sql")];
-
-/// The hash that assigns keys to slots; part of every store's format.
-const HASH: &str = "xxh3-64";
-
-/// The first SQLite without the bug that can damage a write-ahead log with two writers
-/// (<https://www.sqlite.org/wal.html#walresetbug>).
-const OLDEST_LIBRARY: (u32, u32, u32) = (3, 51, 3);
 
 /// How often a standby looks whether it may take over.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(50);
@@ -115,12 +127,7 @@ impl Backend for SqliteBackend {
     }
 
     async fn prepare(&self) -> Result<()> {
-        let config = self.shared.config.clone();
-        // In a task of its own, so that a dropped future cannot leave a transaction open.
-        let migration = tokio::spawn(async move { migrate(&config).await });
-        migration
-            .await
-            .map_err(|failure| error(ErrorKind::Unavailable, "migrate", "was aborted").with_source(failure))?
+        migrate::migrate(&self.shared.config).await
     }
 
     async fn publish(&self, publication: Publication) -> Result<Stored> {
@@ -130,9 +137,10 @@ impl Backend for SqliteBackend {
     async fn open(&self, worker: &WorkerSpec) -> Result<Arc<dyn Session>> {
         let config = &self.shared.config;
         let path = &config.path;
+        filesystem::check(config, "open")?;
         let mut reader =
             store::connect_reader(config).await.map_err(|failure| translate("open", path, &failure))?;
-        check_schema(&mut reader, config).await?;
+        migrate::check_migrated(&mut reader, config).await?;
         let lock = loop {
             let lock = WorkerLock::try_acquire(path).map_err(|failure| {
                 error(
@@ -183,111 +191,4 @@ impl Backend for SqliteBackend {
     async fn counts(&self) -> Result<Vec<HandlerCounts>> {
         dead::counts(&self.shared.config).await
     }
-}
-
-/// Creates or upgrades the tables.
-async fn migrate(config: &SqliteConfig) -> Result<()> {
-    let failed = |failure: sqlx::Error| translate("migrate", &config.path, &failure);
-    let mut connection = store::connect_writer(config, true).await.map_err(failed)?;
-    let (mode, version) = store::environment(&mut connection).await.map_err(failed)?;
-    check_library(&version)?;
-    if mode != "wal" {
-        return Err(error(
-            ErrorKind::InvalidConfiguration,
-            "migrate",
-            format!("{} cannot use a write-ahead log (its journal mode is {mode})", config.path.display()),
-        ));
-    }
-    store::begin_plain(&mut connection).await.map_err(failed)?;
-    let result = run_migrations(&mut connection, config).await;
-    let result = match result {
-        Ok(()) => store::commit(&mut connection).await.map_err(failed),
-        Err(refused) => {
-            let _ = store::rollback(&mut connection).await;
-            Err(refused)
-        }
-    };
-    let _ = connection.close().await;
-    result
-}
-
-async fn run_migrations(connection: &mut SqliteConnection, config: &SqliteConfig) -> Result<()> {
-    let failed = |failure: sqlx::Error| translate("migrate", &config.path, &failure);
-    let present = check_store(connection, config, "migrate").await?;
-    for (position, sql) in MIGRATIONS.iter().enumerate().skip(present) {
-        store::run_migration(connection, sql).await.map_err(failed)?;
-        store::set_meta(connection, "schema", &(position + 1).to_string()).await.map_err(failed)?;
-    }
-    if present == 0 {
-        store::set_meta(connection, "slots", &SLOTS.to_string()).await.map_err(failed)?;
-        store::set_meta(connection, "hash", HASH).await.map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// The schema version of the file, 0 if it has none; refuses a file that this binary must not touch.
-async fn check_store(
-    connection: &mut SqliteConnection,
-    config: &SqliteConfig,
-    operation: &'static str,
-) -> Result<usize> {
-    let failed = |failure: sqlx::Error| translate(operation, &config.path, &failure);
-    let refuse = |message: String| {
-        Err(error(
-            ErrorKind::InvalidConfiguration,
-            operation,
-            format!("{}: {message}", config.path.display()),
-        ))
-    };
-    if !store::has_meta(connection).await.map_err(failed)? {
-        return Ok(0);
-    }
-    let schema = store::meta(connection, "schema").await.map_err(failed)?.unwrap_or_default();
-    let newest = MIGRATIONS.len();
-    let schema = match schema.parse::<usize>() {
-        Ok(schema) if schema <= newest => schema,
-        _ => {
-            return refuse(format!(
-                "its tables have version {schema:?}, this binary knows {newest}; upgrade the binary"
-            ));
-        }
-    };
-    for (key, ours) in [("slots", SLOTS.to_string()), ("hash", HASH.to_owned())] {
-        let theirs = store::meta(connection, key).await.map_err(failed)?.unwrap_or_default();
-        if theirs != ours {
-            return refuse(format!("it was created with {key} {theirs:?}, this binary uses {ours:?}"));
-        }
-    }
-    Ok(schema)
-}
-
-/// Refuses a file that is not migrated.
-async fn check_schema(connection: &mut SqliteConnection, config: &SqliteConfig) -> Result<()> {
-    let schema = check_store(connection, config, "open").await?;
-    if schema == MIGRATIONS.len() {
-        return Ok(());
-    }
-    let file = config.path.display();
-    Err(error(
-        ErrorKind::InvalidConfiguration,
-        "open",
-        format!("the tables in {file} are not up to date; call `migrate`"),
-    ))
-}
-
-fn check_library(version: &str) -> Result<()> {
-    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-    let mut next = || parts.next().unwrap_or(0);
-    let found = (next(), next(), next());
-    if found >= OLDEST_LIBRARY {
-        return Ok(());
-    }
-    let (major, minor, patch) = OLDEST_LIBRARY;
-    Err(error(
-        ErrorKind::InvalidConfiguration,
-        "migrate",
-        format!(
-            "SQLite {version} can damage a file that two processes write to; {major}.{minor}.{patch} is needed"
-        ),
-    ))
 }

@@ -69,11 +69,19 @@ pub(crate) async fn connect_reader(config: &SqliteConfig) -> Result<SqliteConnec
     options(config).create_if_missing(false).pragma("query_only", "on").connect().await
 }
 
-/// The journal mode and the version of the library, as text.
-pub(crate) async fn environment(connection: &mut SqliteConnection) -> Result<(String, String)> {
-    let mode: String = sqlx::query_scalar("pragma journal_mode").fetch_one(&mut *connection).await?;
-    let version: String = sqlx::query_scalar("select sqlite_version()").fetch_one(connection).await?;
-    Ok((mode, version))
+/// What the file and the library are like.
+pub(crate) struct FileFacts {
+    pub(crate) journal_mode: String,
+    pub(crate) encoding: String,
+    pub(crate) library: String,
+}
+
+pub(crate) async fn file_facts(connection: &mut SqliteConnection) -> Result<FileFacts> {
+    Ok(FileFacts {
+        journal_mode: sqlx::query_scalar("pragma journal_mode").fetch_one(&mut *connection).await?,
+        encoding: sqlx::query_scalar("pragma encoding").fetch_one(&mut *connection).await?,
+        library: sqlx::query_scalar("select sqlite_version()").fetch_one(connection).await?,
+    })
 }
 
 pub(crate) async fn has_meta(connection: &mut SqliteConnection) -> Result<bool> {

@@ -81,6 +81,15 @@ async fn a_file_that_is_no_database_is_refused() {
     assert!(error.to_string().contains("events.db"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_does_not_exist_is_a_wrong_path() {
+    let store = Store::unprepared();
+    let backend = SqliteBackend::open(store.path().join("deeper").join("events.db")).unwrap();
+    let error = backend.prepare().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfiguration);
+    assert!(error.to_string().contains("deeper is no directory"), "{error}");
+}
+
 #[test]
 fn an_address_that_keeps_nothing_or_means_nothing_is_refused() {
     for (url, expected) in [
@@ -152,19 +161,18 @@ async fn rows_that_cannot_be_read_go_to_the_dead_letters_and_stop_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_fails_the_publish_and_nothing_else() {
+async fn a_write_that_fails_does_not_take_its_neighbours_with_it() {
     let store = Store::new().await;
     store.publish(events(&["before"], None)).await;
     let session = store.open(&[handler("a")]).await;
     let claimed = claim(&session, 1, 10).await.deliveries;
     let large = "x".repeat(100_000);
     let config = SqliteConfig::new(store.path());
-    // As SQLite sees it, the disk is full when the file may not grow: the limit is part of the connection, so a trigger
-    // stands in for it.
+    // Stands in for whatever only one operation of a group can run into.
     sql(
         &store,
-        "create trigger full before insert on event_bus_delivery when length(new.payload) > 50000 \
-         begin select raise(fail, 'database or disk is full'); end",
+        "create trigger refuse before insert on event_bus_delivery when length(new.payload) > 50000 \
+         begin select raise(fail, 'too much'); end",
     )
     .await;
     let backend = SqliteBackend::new(config).unwrap();
