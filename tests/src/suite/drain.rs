@@ -54,17 +54,22 @@ async fn a_run_over_the_grace_time_is_cancelled_and_comes_back_uncounted(world: 
 }
 
 async fn what_waited_in_memory_is_given_back_at_once(world: &World) {
-    let bus = ready(world.builder().concurrency(1).handler(world.actor::<First>(quick()))).await;
+    // The run that is under way ends when the shutdown has begun.
+    let actor = world.actor::<First>(quick()).before(|_, cx| {
+        Box::pin(async move {
+            cx.shutdown().triggered().await;
+            Ok(())
+        })
+    });
+    let bus = ready(world.builder().concurrency(1).handler(actor)).await;
     let worker = bus.start().await.unwrap();
-    let notes: Vec<_> = (0..50).map(|n| note(n).key(format!("k{}", n % 5)).acts([Act::Wait])).collect();
+    let notes: Vec<_> = (0..50).map(|n| note(n).key(format!("k{}", n % 5))).collect();
     bus.publish_all(&notes).await.unwrap();
     world.stage.until(|seen| seen.running(FIRST) == 1).await;
-    let stopping = tokio::spawn(worker.shutdown(Duration::from_secs(20)));
-    let running = world.stage.begun(FIRST)[0];
-    world.stage.open(running);
-    assert_eq!(stopping.await.unwrap().unwrap().cancelled, 0);
-    assert_eq!(world.stage.begun(FIRST).len(), 1);
-    (0..50).for_each(|number| world.stage.open(number));
+    let drained = worker.shutdown(Duration::from_secs(20)).await.unwrap();
+    assert_eq!((drained.finished, drained.cancelled), (1, 0));
+    assert_eq!(world.stage.done(FIRST).len(), 1);
+    assert_eq!(counted(&bus).await, (49, 0, 0));
     let worker = world.bus().await.start().await.unwrap();
     world.stage.until_done(FIRST, 50).await;
     stop(worker).await;
@@ -72,19 +77,24 @@ async fn what_waited_in_memory_is_given_back_at_once(world: &World) {
 }
 
 async fn nothing_is_taken_after_a_shutdown_began(world: &World) {
-    let bus = world.bus().await;
+    let (told, hears) = tokio::sync::watch::channel(false);
+    let actor = world.actor::<First>(quick()).before(move |_, cx| {
+        let told = told.clone();
+        Box::pin(async move {
+            cx.shutdown().triggered().await;
+            told.send_replace(true);
+            Ok(())
+        })
+    });
+    let bus = ready(world.builder().handler(actor)).await;
     let worker = bus.start().await.unwrap();
     bus.publish(&note(1).key("a").acts([Act::Wait])).await.unwrap();
     world.stage.until_begun(FIRST, 1).await;
-    let mut stopping = std::pin::pin!(worker.shutdown(Duration::from_secs(20)));
-    let asked =
-        std::future::poll_fn(|task| std::task::Poll::Ready(stopping.as_mut().poll(task).is_pending()));
-    assert!(asked.await);
-    // The engine has heard of it when the handler's token says so; here the next turn of it is enough.
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    let stopping = tokio::spawn(worker.shutdown(Duration::from_secs(20)));
+    hears.clone().wait_for(|has_begun| *has_begun).await.unwrap();
     bus.publish_all(&[note(2).key("a"), note(3).key("b"), note(4)]).await.unwrap();
     world.stage.open(1);
-    stopping.await.unwrap();
+    stopping.await.unwrap().unwrap();
     assert_eq!(world.stage.begun(FIRST), [1]);
     assert_eq!(counted(&bus).await, (3, 0, 0));
 }

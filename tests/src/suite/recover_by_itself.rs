@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::actor::FIRST;
+use super::actor::{FIRST, First};
 use super::note::{Act, note};
 use super::world::{World, quick, rest, stop};
 
@@ -13,6 +13,7 @@ cases! { "recover_by_itself";
     a_publish_during_an_outage_is_stored_after_it [Worker, Outage];
     outcomes_of_an_outage_are_stored_after_it_and_nothing_is_repeated [Worker, Outage];
     a_worker_started_during_an_outage_works_after_it [Worker, Outage];
+    a_worker_of_a_store_that_was_not_prepared_is_refused_or_waits_for_it [Worker];
 }
 
 /// Pain 10: without a notification that reached it.
@@ -102,4 +103,22 @@ async fn a_worker_started_during_an_outage_works_after_it(world: &World) {
     outage.end().await;
     world.stage.until_done(FIRST, 1).await;
     stop(worker).await;
+}
+
+async fn a_worker_of_a_store_that_was_not_prepared_is_refused_or_waits_for_it(world: &World) {
+    let bus = world.builder().handler(world.actor::<First>(quick())).build().unwrap();
+    match bus.start().await {
+        Err(refusal) => assert!(event_bus::chain(&refusal).contains("migrate"), "{refusal}"),
+        Ok(mut worker) => {
+            bus.migrate().await.unwrap();
+            bus.publish(&note(1)).await.unwrap();
+            tokio::select! {
+                () = world.stage.until_done(FIRST, 1) => stop(worker).await,
+                end = worker.ended() => {
+                    let refusal = end.expect_err("a refusal");
+                    assert!(event_bus::chain(&refusal).contains("migrate"), "{refusal}");
+                }
+            }
+        }
+    }
 }

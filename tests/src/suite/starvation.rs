@@ -39,22 +39,18 @@ async fn one_stuck_key_does_not_starve_the_others(world: &World) {
 
 async fn a_key_that_waits_for_a_retry_does_not_starve_the_others(world: &World) {
     let bus = ready(world.builder().window(16).handler(world.actor::<First>(quick()))).await;
-    let head = note(0).key("stuck").acts([Act::FailFor(Duration::from_millis(500))]);
+    let head = note(0).key("stuck").acts([Act::FailFor(Duration::from_secs(3_600))]);
     bus.publish(&head).await.unwrap();
     let line: Vec<_> = (1..=300).map(|number| note(number).key("stuck")).collect();
     bus.publish_all(&line).await.unwrap();
     let others: Vec<_> = (1_000..1_100).map(|n| note(n).key(format!("k{}", n % 20))).collect();
     bus.publish_all(&others).await.unwrap();
     let worker = bus.start().await.unwrap();
-    world.stage.until_done(FIRST, 401).await;
-    rest(&bus).await;
+    world.stage.until_done(FIRST, 100).await;
     stop(worker).await;
     let mut begun = world.stage.begun(FIRST);
-    let last_other = begun.iter().rposition(|number| *number >= 1_000).unwrap();
-    let second_run = begun.iter().rposition(|number| *number == 0).unwrap();
-    assert!(last_other < second_run, "the others had to wait for the retry");
     begun.retain(|number| *number < 1_000);
-    assert_eq!(begun, [0].into_iter().chain(0..=300).collect::<Vec<_>>());
+    assert_eq!(begun, [0]);
 }
 
 async fn a_line_longer_than_the_window_keeps_its_order(world: &World) {
