@@ -10,7 +10,7 @@ pub(crate) fn run() -> Result<(), Failed> {
     features::check()?;
     Cargo::new("doc --workspace --all-features --no-deps").env("RUSTDOCFLAGS", "-D warnings").run()?;
     if has_subcommand("deny") {
-        Cargo::new("deny check").run()
+        Cargo::new("deny check bans licenses sources").run()
     } else {
         println!(
             "\ncargo-deny is not installed: licences and sources of dependencies were not checked (deny.toml)"
