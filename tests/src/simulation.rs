@@ -18,6 +18,7 @@ mod settle;
 mod state;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use backend::{Config, Incident, Layout, MemoryBackend, Observer, SimulatedBackend, SimulatedStore};
 pub use faults::{FaultPlan, Faults};

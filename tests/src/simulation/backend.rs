@@ -47,6 +47,8 @@ pub struct Config {
     pub capabilities: Capabilities,
     /// A delivery without a place has a new number when it comes back.
     pub renumbers: bool,
+    /// With a lane's claimed deliveries the rest of it is parked as well.
+    pub parks_lines: bool,
     /// Free deliveries carry a fence, too.
     pub fences_free: bool,
     /// How many parked lanes of a newly acquired partition an answer tells of.
@@ -63,6 +65,7 @@ impl Default for Config {
             layout: Layout::Divided(4),
             capabilities,
             renumbers: true,
+            parks_lines: true,
             fences_free: false,
             told_per_claim: 1_000,
         }

@@ -134,6 +134,7 @@ impl State {
                         part.fence += 1;
                         part.since = self.turn;
                         part.free_at = None;
+                        part.close_ranks();
                         part.untold = part.parked.keys().cloned().collect();
                         if let Some(member) = self.members.get_mut(&target) {
                             member.work();
@@ -316,6 +317,25 @@ impl Member {
 }
 
 impl super::state::Part {
+    /// Parks what an earlier owner had taken out of parked lanes: a lane's deliveries are handed out in their order, so
+    /// what is parked of it must not come before what is not.
+    fn close_ranks(&mut self) {
+        if self.parked.is_empty() {
+            return;
+        }
+        let lane_of = |row: &super::state::Row| row.envelope.key.clone();
+        let stragglers = self.line.waiting.iter().filter_map(|(id, row)| {
+            let key = lane_of(row)?;
+            let (last, _) = self.parked.get(&key)?.last_key_value()?;
+            (id < last).then_some((*id, key))
+        });
+        for (id, key) in stragglers.collect::<Vec<_>>() {
+            if let Some(row) = self.line.waiting.remove(&id) {
+                self.parked.entry(key).or_default().insert(id, row);
+            }
+        }
+    }
+
     /// Nobody owns it any more; what was in the owner's hands is back in line.
     fn give_back(&mut self, mut change: impl FnMut(&mut super::state::Row)) {
         self.owner = None;

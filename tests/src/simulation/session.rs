@@ -16,6 +16,7 @@ use super::faults::Fate;
 use super::link::Link;
 use super::members::{Knows, Next, SessionId};
 use super::settle::breaches;
+use super::trace;
 
 /// How many deliveries are remembered, to be handed out a second time.
 const REMEMBERED: usize = 8;
@@ -69,7 +70,9 @@ impl SimulatedSession {
     fn store_outcomes(&self, number: u64, batch: &SettleBatch) -> Result<()> {
         let shared = &self.store.shared;
         let died_at = shared.now();
-        shared.with(|state| state.settle(self.id, number, batch, Instant::now(), died_at))
+        let result = shared.with(|state| state.settle(self.id, number, batch, Instant::now(), died_at));
+        tracing::trace!("session {} settle {number}: {:?} {}", self.id, result.is_ok(), trace::settle(batch));
+        result
     }
 
     fn one_at_a_time<'a>(&self, flag: &'a AtomicBool, call: &str) -> Busy<'a> {
@@ -112,6 +115,7 @@ impl Session for SimulatedSession {
         }
         let stale = if faults.is_stale() { self.held_before(faults.below(REMEMBERED)) } else { None };
         let mut claimed = shared.with(|state| state.claim(self.id, turn, request, Instant::now()))?;
+        tracing::trace!("session {} claim took effect: {}", self.id, trace::claim(request, &claimed));
         if faults.duplicates()
             && let Some(delivery) = claimed.deliveries.get(faults.below(claimed.deliveries.len()))
         {
@@ -123,6 +127,7 @@ impl Session for SimulatedSession {
         if faults.duplicates() {
             claimed.deliveries.extend(self.held_before(faults.below(REMEMBERED)));
         }
+        tracing::trace!("session {} claim answered: {}", self.id, trace::claim(request, &claimed));
         let mut recent = self.recent();
         recent.extend(claimed.deliveries.iter().cloned());
         let surplus = recent.len().saturating_sub(REMEMBERED);
@@ -190,6 +195,9 @@ impl Session for SimulatedSession {
                         }
                         None => {}
                     }
+                    if !matches!(notice, Notice::Work) {
+                        tracing::trace!("session {} of worker {worker} is told: {notice:?}", self.id);
+                    }
                     return notice;
                 }
                 Next::At(None) => woken.await,
@@ -213,6 +221,7 @@ impl Session for SimulatedSession {
             Fate::Fine | Fate::ErrorAfter => {}
         }
         shared.with(|state| state.release(self.id, partition))?;
+        tracing::trace!("session {} released {partition:?}", self.id);
         pause(drawn.after).await;
         self.link.pass().await;
         if drawn.fate == Fate::ErrorAfter {

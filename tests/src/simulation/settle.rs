@@ -134,6 +134,7 @@ impl State {
     }
 
     fn park(&mut self, session: SessionId, park: &Park) {
+        let parks_lines = self.config.parks_lines;
         let queue = self.members.get(&session).and_then(|m| m.queues.get(park.partition.handler.get()));
         let Some(queue) = queue.map(|queue| &mut self.queues[*queue]) else { return };
         let position = queue.part_of(&park.key);
@@ -143,9 +144,13 @@ impl State {
         }
         let from = row_id(park.from);
         let of_lane = |row: &Row| row.envelope.key.as_deref() == Some(&*park.key);
-        let waiting = part.line.waiting.range(from..).filter(|(_, row)| of_lane(row)).map(|(id, _)| *id);
-        let held = part.line.held.iter().filter(|(id, (_, row))| **id >= from && of_lane(row));
-        let ids: Vec<u64> = waiting.chain(held.map(|(id, _)| *id)).collect();
+        let ids: Vec<u64> = if parks_lines {
+            let waiting = part.line.waiting.range(from..).filter(|(_, row)| of_lane(row)).map(|(id, _)| *id);
+            let held = part.line.held.iter().filter(|(id, (_, row))| **id >= from && of_lane(row));
+            waiting.chain(held.map(|(id, _)| *id)).collect()
+        } else {
+            std::iter::once(from).chain(park.claimed.iter().map(|id| row_id(*id))).collect()
+        };
         let lane = part.parked.entry(park.key.clone()).or_default();
         for id in ids {
             let held = part.line.held.remove(&id).map(|(_, row)| row);

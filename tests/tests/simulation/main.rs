@@ -2,7 +2,8 @@
 //! under a paused clock, each checked for broken promises.
 //!
 //! `EVENT_BUS_SIM_SEEDS=10000` says how many seeds (default 300), `EVENT_BUS_SIM_FIRST=5000` with which to begin;
-//! `EVENT_BUS_SIM_SEED=17` replays one and prints its whole history.
+//! `EVENT_BUS_SIM_SEED=17` replays one and prints its whole history, with `RUST_LOG=trace` beside what the engine and the
+//! store log.
 
 #![allow(
     unreachable_pub,
@@ -119,6 +120,11 @@ fn report(count: u64, failures: &[(u64, Vec<(String, String)>)]) {
 }
 
 fn replay(seed: u64) {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_ansi(false)
+        .with_timer(VirtualTime)
+        .init();
     let outcome = simulate(seed);
     println!("{}", outcome.history.to_lines());
     println!("{:?}", outcome.tally);
@@ -126,6 +132,16 @@ fn replay(seed: u64) {
         println!("{text}");
     }
     assert!(outcome.violations.is_empty(), "seed {seed} breaks a promise");
+}
+
+/// Dates log lines as the history is dated.
+struct VirtualTime;
+
+impl tracing_subscriber::fmt::time::FormatTime for VirtualTime {
+    fn format_time(&self, w: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+        let now = world::BEGUN.get().map_or(Duration::ZERO, |begun| begun.elapsed());
+        write!(w, "{}", now.as_nanos())
+    }
 }
 
 #[test]

@@ -165,6 +165,7 @@ fn config(rng: &mut Rng, may_park: bool) -> Config {
     config.capabilities.hold_key = may_park;
     config.capabilities.atomic_publish = rng.f64() < 0.8;
     config.renumbers = rng.bool();
+    config.parks_lines = rng.bool();
     config.fences_free = rng.bool();
     config.told_per_claim = pick(rng, &[1, 3, 1_000]);
     config

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use event_bus_conformance::history::{Fact, History, Record};
 use event_bus_conformance::simulation::Incident;
@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::plan::{Plan, Step};
+
+/// When the first life of this process began, for log lines.
+pub static BEGUN: OnceLock<Instant> = OnceLock::new();
 
 pub struct World {
     pub plan: Plan,
@@ -31,6 +34,7 @@ pub struct World {
 
 impl World {
     pub fn new(plan: Plan) -> (Arc<Self>, mpsc::UnboundedReceiver<u32>) {
+        BEGUN.get_or_init(Instant::now);
         let (suicides, deaths) = mpsc::unbounded_channel();
         let world = Self {
             plan,
