@@ -64,7 +64,7 @@ pub(crate) async fn apply(
             }
             Operation::Close { fence, reply, .. } => {
                 if *fence == is_fenced {
-                    store::clear_worker(connection).await?;
+                    end_worker(connection).await?;
                 }
                 reply.answer = Some(Ok(()));
             }
@@ -147,6 +147,14 @@ async fn refill(connection: &mut SqliteConnection, refill: &Refill) -> sqlx::Res
     Ok(refilled)
 }
 
+/// Leaves every parked lane parked from its first delivery on, for whoever comes next.
+async fn end_worker(connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    for (handler, window) in store::left_by_worker(connection).await? {
+        store::line_up(connection, handler, window).await?;
+    }
+    store::clear_worker(connection).await
+}
+
 async fn open(connection: &mut SqliteConnection, open: &Open) -> sqlx::Result<(u64, Vec<i64>)> {
     for (handler, window) in store::left_by_worker(connection).await? {
         let charged = store::charge(connection, handler, window).await?;
@@ -158,7 +166,7 @@ async fn open(connection: &mut SqliteConnection, open: &Open) -> sqlx::Result<(u
             );
         }
     }
-    store::clear_worker(connection).await?;
+    end_worker(connection).await?;
     let mut ids = Vec::with_capacity(open.handlers.len());
     for (name, window) in &open.handlers {
         let id = store::handler(connection, name).await?;

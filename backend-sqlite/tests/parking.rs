@@ -51,6 +51,28 @@ async fn parked_deliveries_come_back_oldest_first_and_only_when_they_are_asked_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_next_worker_gets_a_parked_lane_from_its_waiting_head_on() {
+    for is_clean in [true, false] {
+        let store = Store::new().await;
+        store.publish(events(&["1", "2", "3", "4"], Some("stuck"))).await;
+        let session = store.open(&[handler("a")]).await;
+        let claimed = claim(&session, 1, 10).await.deliveries;
+        park(&session, &claimed[2..]).await;
+        if is_clean {
+            session.close().await.unwrap();
+        }
+        drop(session);
+
+        let session = store.open(&[handler("a")]).await;
+        let answer = claim(&session, 1, 10).await;
+        assert!(answer.deliveries.is_empty(), "all of the lane is parked");
+        assert_eq!(answer.parked.iter().map(|lane| lane.first).collect::<Vec<_>>(), [claimed[0].id]);
+        let all = session.claim(&refill("stuck", 10)).await.unwrap();
+        assert_eq!(texts(&all.deliveries), ["1", "2", "3", "4"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refill_stops_at_the_bytes_it_was_given() {
     let store = Store::new().await;
     let large = "x".repeat(10_000);

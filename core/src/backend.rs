@@ -415,7 +415,9 @@ pub struct Claimed {
     /// Of the demanded lanes, those of which something is still parked.
     pub still_parked: Vec<ParkedLane>,
     /// Lanes of which the store holds parked deliveries that this session has not been told of: all of them in the
-    /// first answers after a partition was acquired, before any delivery of it.
+    /// first answers after a partition was acquired, before any delivery of it. Such a lane is parked from its very first
+    /// delivery on: what an earlier owner held of it in memory (a head that waits) is parked with the rest when the
+    /// partition changes hands, or what stands behind it would come first.
     pub parked: Vec<ParkedLane>,
     /// When the next waiting delivery becomes due, if the store knows: the engine claims again then.
     pub next_due_in: Option<Duration>,

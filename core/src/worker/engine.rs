@@ -574,12 +574,11 @@ impl Engine {
             self.lanes.forget(&settlement.delivery);
             self.give_up(&settlement, now);
         }
-        let under_way = self.settling.under_way(partition);
-        for delivery in &under_way {
-            self.lanes.forget(delivery);
-        }
-        if !under_way.is_empty() {
+        if self.settling.has_any_of(partition) {
             self.lost_meanwhile.insert(partition);
+        }
+        for delivery in self.settling.under_way(partition) {
+            self.lanes.forget(&delivery);
         }
     }
 
