@@ -102,7 +102,7 @@ pub trait Outage: Send {
 /// What a store may say about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tamper {
-    /// It was upgraded by a newer binary.
+    /// It was upgraded to version 99 by a newer binary.
     NewerSchema,
     /// It was created with another number of slots.
     OtherSlots,
