@@ -143,6 +143,14 @@ fn implement_event(input: &DeriveInput, attributes: &EventAttributes) -> TokenSt
             const ALIASES: &'static [&'static str] = &[#(#aliases),*];
             const VERSION: u32 = #version;
             #upcast
+
+            // For failure texts of tests: what the type's own `Debug` prints, if it has one.
+            #[allow(clippy::needless_borrow)]
+            fn debug(event: &Self) -> ::core::option::Option<::std::string::String> {
+                #[allow(unused_imports)]
+                use #krate::debug::{ByDebug as _, ByNothing as _};
+                (&#krate::debug::Show(event)).text()
+            }
         }
     }
 }
