@@ -10,7 +10,7 @@ use event_bus_core::{Error, ErrorKind};
 use sqlx::sqlite::SqliteConnection;
 
 use crate::error::error;
-use crate::operation::{Open, Operation, Refill, Refilled, Settle};
+use crate::operation::{Open, Operation, Refill, Refilled, Request, Settle};
 use crate::publish::{Handlers, store_publications};
 use crate::row;
 use crate::store;
@@ -29,14 +29,14 @@ pub(crate) struct Surroundings<'a> {
 /// Does a group of operations. Handlers that were met for the first time are added to `new_handlers`.
 pub(crate) async fn apply(
     connection: &mut SqliteConnection,
-    group: &mut [Operation],
+    group: &mut [Request],
     around: &Surroundings<'_>,
     new_handlers: &mut Handlers,
 ) -> sqlx::Result<()> {
     publish(connection, group, around, new_handlers).await?;
     let mut is_fenced = around.fence;
-    for operation in group {
-        match operation {
+    for request in group {
+        match &mut request.operation {
             Operation::Publish { .. } => {}
             Operation::Settle { settle: outcomes, reply } => {
                 let is_owner = outcomes.fence == is_fenced;
@@ -90,13 +90,13 @@ fn owner_only<T>(is_owner: bool, answer: T) -> Result<T, Error> {
 /// Stores the deliveries of all publications of a group together.
 async fn publish(
     connection: &mut SqliteConnection,
-    group: &mut [Operation],
+    group: &mut [Request],
     around: &Surroundings<'_>,
     new_handlers: &mut Handlers,
 ) -> sqlx::Result<()> {
     let mut wanted = Vec::new();
-    for operation in group {
-        let Operation::Publish { publication, reply } = operation else { continue };
+    for request in group {
+        let Operation::Publish { publication, reply } = &mut request.operation else { continue };
         if let Some(key) = &publication.idempotency_key
             && !store::remember(connection, key, around.now, around.forgotten_before).await?
         {

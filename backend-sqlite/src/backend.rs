@@ -47,7 +47,7 @@ use crate::writer::Writer;
 /// before it has ended: that publish waits for its lock. `migrate` turns the write-ahead log of the file on, for good.
 ///
 /// # Limits
-/// A local disk (network file systems are refused), UTF-8 as the database's encoding, about 8 million handlers and 10^12
+/// A local disk (network file systems are refused), UTF-8 as the database's encoding, half a million handlers and 8 * 10^12
 /// deliveries of each.
 ///
 /// [`Synchronous::Full`]: crate::Synchronous::Full

@@ -54,7 +54,9 @@ impl Owner {
 
 /// A session's own connection, and what it has handed out so far.
 pub(crate) struct Reader {
-    pub(crate) connection: SqliteConnection,
+    connection: SqliteConnection,
+    /// A statement failed: the next claim connects anew.
+    is_broken: bool,
     names: Names,
     /// The last id handed out of each handler. Sound as a cursor, see `claim.sql`.
     cursors: Vec<i64>,
@@ -65,7 +67,7 @@ pub(crate) struct Reader {
     /// A refill that was asked for and not waited for: what it brings is nowhere else in memory.
     refilling: Option<(Vec<LaneDemand>, oneshot::Receiver<Result<Refilled>>)>,
     /// What the file looked like at the last look of `wait`.
-    pub(crate) data_version: i64,
+    data_version: i64,
 }
 
 /// An answer in the making.
@@ -103,6 +105,7 @@ impl Reader {
     pub(crate) fn new(connection: SqliteConnection, handlers: &[i64]) -> Self {
         Self {
             connection,
+            is_broken: false,
             names: Names::default(),
             cursors: handlers.iter().map(|handler| row::range_start(*handler)).collect(),
             unreported: handlers.iter().map(|_| Some(String::new())).collect(),
@@ -117,9 +120,31 @@ impl Reader {
         self.returned.extend(ids);
     }
 
+    /// Hands out what there is room for.
+    pub(crate) async fn claim(&mut self, owner: &Owner, request: &ClaimRequest) -> Result<Claimed> {
+        if self.is_broken {
+            let connected = store::connect_reader(&owner.shared.config).await;
+            self.connection = connected.map_err(|failure| owner.failed(&failure))?;
+            self.is_broken = false;
+        }
+        let claimed = self.try_claim(owner, request).await;
+        // Whatever it was, a new connection costs less than finding out whether this one is still good.
+        self.is_broken = claimed.is_err();
+        claimed
+    }
+
+    /// Whether the file has changed since the last look.
+    pub(crate) async fn has_changed(&mut self) -> bool {
+        match store::data_version(&mut self.connection).await {
+            Ok(version) => std::mem::replace(&mut self.data_version, version) != version,
+            // The next claim meets the same trouble and reports it.
+            Err(_) => true,
+        }
+    }
+
     /// Everything a claim does. The reader changes only when nothing can be cancelled any more, so a dropped future
     /// forgets nothing.
-    pub(crate) async fn claim(&mut self, owner: &Owner, request: &ClaimRequest) -> Result<Claimed> {
+    async fn try_claim(&mut self, owner: &Owner, request: &ClaimRequest) -> Result<Claimed> {
         let mut answer = Answer {
             claimed: Claimed::default(),
             now: owner.shared.config.clock.now(),

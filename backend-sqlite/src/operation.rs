@@ -6,6 +6,7 @@ use event_bus_core::backend::{Publication, Stored, Timestamp};
 use event_bus_core::{Error, ErrorKind};
 use sqlx::sqlite::SqliteRow;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::error::error;
@@ -38,6 +39,12 @@ impl<T> Reply<T> {
         self.answer = Some(Err(error));
         self.send("");
     }
+}
+
+/// An operation, and until when it may wait for other connections' locks.
+pub(crate) struct Request {
+    pub(crate) operation: Operation,
+    pub(crate) deadline: Instant,
 }
 
 /// One thing to do in a transaction.

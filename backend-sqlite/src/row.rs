@@ -12,8 +12,14 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row as _, Sqlite, ValueRef as _};
 use uuid::Uuid;
 
-/// A handler's deliveries have the ids from `handler << SEQ_BITS` on.
-const SEQ_BITS: u32 = 40;
+/// A handler's deliveries have the ids from `handler << SEQ_BITS` on; the same number stands in the `.sql` files. Of the 63
+/// bits that SQLite's ids have, this leaves room for half a million handlers and for 8.8 * 10^12 deliveries of each: 279 years
+/// at a thousand a second.
+const SEQ_BITS: u32 = 43;
+
+/// The greatest number that a handler can give to a delivery, and the greatest id of a handler.
+pub(crate) const MAX_SEQ: i64 = (1 << SEQ_BITS) - 1;
+pub(crate) const MAX_HANDLER: i64 = (1 << (62 - SEQ_BITS)) - 1;
 
 /// The first id of a handler's range; the range of the next handler begins where it ends.
 pub(crate) const fn range_start(handler: i64) -> i64 {

@@ -10,7 +10,7 @@ use event_bus_core::backend::{
 use event_bus_core::{Error, ErrorKind, Result};
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
-use tokio::time::MissedTickBehavior;
+use tokio::time::Instant;
 
 use crate::backend::Shared;
 use crate::claim::{Owner, Reader};
@@ -19,7 +19,7 @@ use crate::lock::WorkerLock;
 use crate::operation::{Opened, Operation, Settle};
 use crate::publish::after;
 use crate::row;
-use crate::store::{self, Dead, Failed};
+use crate::store::{Dead, Failed};
 use crate::transaction;
 use crate::writer::Writer;
 
@@ -32,6 +32,9 @@ pub(crate) struct SqliteSession {
     released: Mutex<Vec<i64>>,
     is_closed: AtomicBool,
     closed: Notify,
+    /// When to look next whether another process has written. Kept here, so that calls of `wait` that are dropped and
+    /// repeated neither put it off nor bring it forward.
+    next_look: Mutex<Instant>,
 }
 
 impl SqliteSession {
@@ -44,21 +47,16 @@ impl SqliteSession {
             released: Mutex::default(),
             is_closed: AtomicBool::new(false),
             closed: Notify::new(),
+            next_look: Mutex::new(Instant::now()),
         }
     }
 
     fn check_open(&self, operation: &'static str) -> Result<()> {
-        if self.is_closed.load(Ordering::Acquire) { Err(closed(operation)) } else { Ok(()) }
-    }
-
-    /// Whether the file has changed since the last look.
-    async fn has_changed(&self) -> bool {
-        let mut reader = self.reader.lock().await;
-        match store::data_version(&mut reader.connection).await {
-            Ok(version) => std::mem::replace(&mut reader.data_version, version) != version,
-            // The next claim meets the same trouble and reports it.
-            Err(_) => true,
+        // Without its writer, which ends only with the runtime it ran in, the session can do nothing more.
+        if self.is_closed.load(Ordering::Acquire) || self.owner.writer.is_dead() {
+            return Err(closed(operation));
         }
+        Ok(())
     }
 }
 
@@ -95,18 +93,19 @@ impl Session for SqliteSession {
     }
 
     async fn wait(&self) -> Notice {
-        let mut look = tokio::time::interval(self.owner.shared.config.poll_interval);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let end = self.closed.notified();
-            if self.is_closed.load(Ordering::Acquire) {
+            if self.check_open("wait").is_err() {
                 return Notice::Ended(closed("wait"));
             }
+            let next_look = *locked(&self.next_look);
             tokio::select! {
                 () = self.owner.shared.wake.notified() => return Notice::Work,
                 () = end => {}
-                _ = look.tick() => {
-                    if self.has_changed().await {
+                () = tokio::time::sleep_until(next_look) => {
+                    let has_changed = self.reader.lock().await.has_changed().await;
+                    *locked(&self.next_look) = Instant::now() + self.owner.shared.config.poll_interval;
+                    if has_changed {
                         return Notice::Work;
                     }
                 }

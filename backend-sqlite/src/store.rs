@@ -152,6 +152,11 @@ pub(crate) async fn allocate(
     }
     let before = |row: &SqliteRow| {
         let (handler, last): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+        if last > row::MAX_SEQ {
+            return Err(sqlx::Error::Protocol(format!(
+                "handler {handler} has no number left for a delivery"
+            )));
+        }
         let count = counts.iter().find(|(known, _)| *known == handler).map_or(0, |(_, count)| *count);
         Ok((handler, row::range_start(handler) + last - count))
     };
@@ -253,14 +258,19 @@ pub(crate) async fn handler(connection: &mut SqliteConnection, name: &Arc<str>) 
         .bind(name.clone())
         .fetch_optional(&mut *connection)
         .await?;
-    match known {
-        Some(id) => Ok(id),
+    let id = match known {
+        Some(id) => id,
         None => {
-            sqlx::query_scalar(include_str!("queries/add_handler.sql"))
-                .bind(name.clone())
-                .fetch_one(connection)
-                .await
+            let add = sqlx::query_scalar(include_str!("queries/add_handler.sql"));
+            add.bind(name.clone()).fetch_one(connection).await?
         }
+    };
+    if (1..=row::MAX_HANDLER).contains(&id) {
+        Ok(id)
+    } else {
+        Err(sqlx::Error::Protocol(format!(
+            "handler {name:?} has the id {id}, which leaves its deliveries none"
+        )))
     }
 }
 
@@ -709,6 +719,7 @@ mod tests {
             include_str!("queries/handler.sql"),
             include_str!("queries/hold.sql"),
             include_str!("queries/let_go.sql"),
+            include_str!("queries/line_up.sql"),
             include_str!("queries/look.sql"),
             include_str!("queries/park.sql"),
             include_str!("queries/parked_lanes.sql"),
@@ -745,7 +756,7 @@ mod tests {
             insert into event_bus_handler (id, name, last_seq) values (1, 'a', 9000), (2, 'b', 0);
             with recursive n (n) as (select 1 union all select n + 1 from n where n < 9000)
             insert into event_bus_delivery (id, event_id, name, version, key, payload, published_at, is_parked)
-            select (1 << 40) + n, x'00', 'name', 1, n % 10, x'00', 1, n % 3 = 0 from n;
+            select (1 << 43) + n, x'00', 'name', 1, n % 10, x'00', 1, n % 3 = 0 from n;
             insert into event_bus_scheduled (due_at, handler_id, event_id, name, version, payload, published_at)
             select id, 1, event_id, name, version, payload, published_at from event_bus_delivery;
             insert into event_bus_dead (handler_id, origin_id, event_id, name, version, payload, published_at, failures,

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::apply::{Surroundings, apply};
 use crate::backend::Shared;
 use crate::error::{Cause, error, translate};
-use crate::operation::{Operation, Reply};
+use crate::operation::{Operation, Reply, Request};
 use crate::publish::{Handlers, before};
 use crate::store;
 
@@ -32,12 +32,6 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often old idempotency keys are forgotten.
 const FORGET_KEYS_EVERY: Duration = Duration::from_secs(10);
-
-/// An operation and until when it may wait.
-struct Request {
-    operation: Operation,
-    deadline: Instant,
-}
 
 /// A handle to the writer.
 #[derive(Clone)]
@@ -161,14 +155,18 @@ impl Task {
         group
     }
 
-    /// Commits a group together; if that fails for a reason of its own, each operation alone.
+    /// Commits a group together; if one of them may be the reason why that fails, each alone.
     async fn commit(&mut self, group: Vec<Request>) {
         let Some((group, failure)) = self.try_commit(group).await else { return };
-        if group.len() == 1 {
+        if group.len() == 1 || !failure.is_of_one() {
             self.fail(group, &failure);
             return;
         }
-        tracing::warn!(operations = group.len(), error = %failure, "a group of writes failed; trying each alone");
+        tracing::warn!(
+            operations = group.len(),
+            error = %failure.source,
+            "a group of writes failed, trying each alone"
+        );
         for request in group {
             if let Some((group, failure)) = self.try_commit(vec![request]).await {
                 self.fail(group, &failure);
@@ -177,61 +175,48 @@ impl Task {
     }
 
     /// Commits and answers a group, or hands it back with what went wrong. Waits for other connections' locks.
-    async fn try_commit(&mut self, mut group: Vec<Request>) -> Option<(Vec<Request>, sqlx::Error)> {
+    async fn try_commit(&mut self, mut group: Vec<Request>) -> Option<(Vec<Request>, Failure)> {
         let mut pause = FIRST_PAUSE;
-        loop {
-            if group.is_empty() {
-                return None;
-            }
-            let mut operations: Vec<_> = Vec::with_capacity(group.len());
-            let mut deadlines = Vec::with_capacity(group.len());
-            for request in group {
-                operations.push(request.operation);
-                deadlines.push(request.deadline);
-            }
-            let result = self.transaction(&mut operations).await;
-            if result.is_ok() {
-                let brings_work = operations.iter().any(Operation::brings_work);
-                operations.into_iter().for_each(Operation::answer);
+        while !group.is_empty() {
+            let Err(failure) = self.transaction(&mut group).await else {
+                let brings_work = group.iter().any(|request| request.operation.brings_work());
+                group.into_iter().for_each(|request| request.operation.answer());
                 if brings_work {
                     self.shared.wake.notify_one();
                 }
                 return None;
+            };
+            if Cause::of(&failure.source) != Cause::Busy {
+                return Some((group, failure));
             }
-            group = operations
-                .into_iter()
-                .zip(deadlines)
-                .map(|(operation, deadline)| Request { operation, deadline })
-                .collect();
-            if let Err(failure) = result {
-                if Cause::of(&failure) != Cause::Busy {
-                    return Some((group, failure));
-                }
-                let now = Instant::now();
-                let (late, waiting) = group.into_iter().partition(|request| request.deadline <= now);
-                self.fail(late, &failure);
-                group = waiting;
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
+            let now = Instant::now();
+            let (late, waiting) = group.into_iter().partition(|request| request.deadline <= now);
+            self.fail(late, &failure);
+            group = waiting;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        None
     }
 
-    /// One transaction. On an error nothing of it is stored and none is open.
-    async fn transaction(&mut self, operations: &mut [Operation]) -> sqlx::Result<()> {
+    /// One transaction. On a failure nothing of it is stored and none is open.
+    async fn transaction(&mut self, group: &mut [Request]) -> Result<(), Failure> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => store::connect_writer(&self.shared.config, false).await?,
+            None => {
+                let connected = store::connect_writer(&self.shared.config, false).await;
+                connected.map_err(|source| Failure { source, stage: Stage::Begin })?
+            }
         };
         let mut new_handlers = Handlers::new();
-        let result = self.steps(&mut connection, operations, &mut new_handlers).await;
+        let result = self.steps(&mut connection, group, &mut new_handlers).await;
         match &result {
             Ok(()) => {
                 self.handlers.extend(new_handlers);
                 self.connection = Some(connection);
             }
-            Err(failure) if Cause::of(failure).breaks_connection() => {
-                // Closing it rolls back. Handlers are looked up again: it may have been another file.
+            Err(failure) if Cause::of(&failure.source).breaks_connection() => {
+                // Closing it rolls back. Handlers are looked up again: the next one may open another file.
                 self.handlers.clear();
                 let _ = connection.close_hard().await;
             }
@@ -247,26 +232,62 @@ impl Task {
     async fn steps(
         &mut self,
         connection: &mut SqliteConnection,
-        operations: &mut [Operation],
+        group: &mut [Request],
         new_handlers: &mut Handlers,
-    ) -> sqlx::Result<()> {
-        let fence = store::begin(connection).await?;
+    ) -> Result<(), Failure> {
+        let at = |stage| move |source| Failure { source, stage };
+        let fence = store::begin(connection).await.map_err(at(Stage::Begin))?;
         let config = &self.shared.config;
         let now = config.clock.now();
         let forgotten_before = before(now, config.dedupe_retention);
         let around = Surroundings { now, forgotten_before, fence, handlers: &self.handlers };
-        apply(connection, operations, &around, new_handlers).await?;
-        if Instant::now() >= self.forget_keys_at && operations.iter().any(Operation::has_key) {
-            let is_done = store::forget_keys(connection, forgotten_before).await?;
+        apply(connection, group, &around, new_handlers).await.map_err(at(Stage::Apply))?;
+        if Instant::now() >= self.forget_keys_at && group.iter().any(|request| request.operation.has_key()) {
+            let is_done = store::forget_keys(connection, forgotten_before).await.map_err(at(Stage::Apply))?;
             self.forget_keys_at = Instant::now() + if is_done { FORGET_KEYS_EVERY } else { Duration::ZERO };
         }
-        store::commit(connection).await
+        store::commit(connection).await.map_err(at(Stage::Commit))
     }
 
-    fn fail(&self, group: Vec<Request>, failure: &sqlx::Error) {
+    fn fail(&self, group: Vec<Request>, failure: &Failure) {
+        let path = &self.shared.config.path;
         for request in group {
-            let error = translate(request.operation.name(), &self.shared.config.path, failure);
+            let name = request.operation.name();
+            let error = if failure.is_of_unknown_outcome() {
+                let message = format!("the commit into {} was not confirmed by its disk", path.display());
+                error(ErrorKind::OutcomeUnknown, name, message).with_source(failure.source.to_string())
+            } else {
+                translate(name, path, &failure.source)
+            };
             request.operation.fail(error);
         }
+    }
+}
+
+/// What went wrong with a transaction, and how far it had come.
+struct Failure {
+    source: sqlx::Error,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Begin,
+    Apply,
+    Commit,
+}
+
+impl Failure {
+    /// Whether one operation may be the reason, and others could do without it.
+    fn is_of_one(&self) -> bool {
+        let is_of_file =
+            matches!(Cause::of(&self.source), Cause::InputOutput | Cause::Corrupt | Cause::ReadOnly);
+        self.stage != Stage::Begin && !is_of_file
+    }
+
+    /// SQLite takes a commit back that it could not sync, but if the machine stops before the next one, what did reach
+    /// the disk may come back.
+    fn is_of_unknown_outcome(&self) -> bool {
+        self.stage == Stage::Commit && Cause::of(&self.source) == Cause::InputOutput
     }
 }

@@ -1,6 +1,6 @@
 -- The first schema.
 --
--- A delivery's id is its handler's id times 2^40 plus a number that its handler hands out in the publishing
+-- A delivery's id is its handler's id times 2^43 plus a number that its handler hands out in the publishing
 -- transaction (event_bus_handler.last_seq) and never twice. So one b-tree, without any other index, serves
 -- the claims of every handler as a range scan in id order.
 --
@@ -37,7 +37,7 @@ create table event_bus_delivery (
 ) strict;
 
 -- The lanes behind a stuck head: by handler, key and (implied) id. Empty in good times.
-create index event_bus_delivery_parked on event_bus_delivery (id >> 40, key) where is_parked;
+create index event_bus_delivery_parked on event_bus_delivery (id >> 43, key) where is_parked;
 
 -- Deliveries without a place: published with a delay, or waiting for a retry outside of any lane. A claim that finds
 -- them due gives them a fresh id and a place at the end of their line.

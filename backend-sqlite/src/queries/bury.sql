@@ -4,7 +4,7 @@
 insert into event_bus_dead
     (handler_id, origin_id, event_id, name, version, key, payload, headers, published_at, crashes,
     reason, failures, errors, died_at, holds_key)
-select d.id >> 40, d.id, d.event_id, d.name, d.version, d.key, d.payload, d.headers, d.published_at, d.crashes,
+select d.id >> 43, d.id, d.event_id, d.name, d.version, d.key, d.payload, d.headers, d.published_at, d.crashes,
     v.column2, v.column3, v.column4, v.column5, v.column6
 from (values
 (?, ?, ?, ?, ?, ?)

@@ -15,6 +15,6 @@ where id in (
     where held.key is not null
     and exists (
         select 1 from event_bus_delivery parked
-        where parked.is_parked and parked.id >> 40 = ?4 and parked.key = held.key and parked.id > held.id
+        where parked.is_parked and parked.id >> 43 = ?4 and parked.key = held.key and parked.id > held.id
     )
 )

@@ -5,7 +5,7 @@
 insert into event_bus_delivery
     (id, event_id, name, version, key, payload, headers, published_at, failures, crashes, errors)
 select
-    (s.handler_id << 40) + h.last_seq + row_number() over (partition by s.handler_id order by s.due_at, s.id),
+    (s.handler_id << 43) + h.last_seq + row_number() over (partition by s.handler_id order by s.due_at, s.id),
     s.event_id, s.name, s.version, s.key, s.payload, s.headers, s.published_at, s.failures, s.crashes, s.errors
 from (select * from event_bus_scheduled where due_at <= ?1 order by due_at, id limit ?2) as s
 cross join event_bus_handler as h on h.id = s.handler_id;

@@ -9,7 +9,7 @@ where id in (
         select id, sum(length(payload)) over (order by id) - length(payload) as bytes_before
         from (
             select id, payload from event_bus_delivery
-            where is_parked and id >> 40 = ?1 and key = ?2
+            where is_parked and id >> 43 = ?1 and key = ?2
             order by id
             limit ?3
         )
