@@ -15,7 +15,6 @@ use crate::error::error;
 pub struct SqliteConfig {
     pub(crate) path: PathBuf,
     pub(crate) synchronous: Synchronous,
-    pub(crate) busy_timeout: Duration,
     pub(crate) write_timeout: Duration,
     pub(crate) dedupe_retention: Duration,
     pub(crate) poll_interval: Duration,
@@ -41,7 +40,6 @@ impl SqliteConfig {
         Self {
             path: path.as_ref().to_owned(),
             synchronous: Synchronous::Full,
-            busy_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(30),
             dedupe_retention: Duration::from_secs(24 * 60 * 60),
             poll_interval: Duration::from_millis(50),
@@ -51,7 +49,7 @@ impl SqliteConfig {
     }
 
     /// Reads `sqlite://relative.db`, `sqlite:///absolute.db` or `sqlite:relative.db`, with the options
-    /// `synchronous=full|normal`, `busy_timeout_ms`, `write_timeout_ms`, `dedupe_retention_ms`, `poll_interval_ms` and
+    /// `synchronous=full|normal`, `write_timeout_ms`, `dedupe_retention_ms`, `poll_interval_ms` and
     /// `allow_network_filesystem=true|false`; `mode=rwc` is accepted as well.
     ///
     /// # Errors
@@ -65,13 +63,6 @@ impl SqliteConfig {
     #[must_use]
     pub fn synchronous(mut self, synchronous: Synchronous) -> Self {
         self.synchronous = synchronous;
-        self
-    }
-
-    /// How long SQLite itself waits for a lock before the library looks again. Default: 5 seconds.
-    #[must_use]
-    pub fn busy_timeout(mut self, timeout: Duration) -> Self {
-        self.busy_timeout = timeout;
         self
     }
 
@@ -125,7 +116,6 @@ impl fmt::Debug for SqliteConfig {
         f.debug_struct("SqliteConfig")
             .field("path", &self.path)
             .field("synchronous", &self.synchronous)
-            .field("busy_timeout", &self.busy_timeout)
             .field("write_timeout", &self.write_timeout)
             .field("dedupe_retention", &self.dedupe_retention)
             .field("poll_interval", &self.poll_interval)
@@ -184,7 +174,6 @@ impl SqliteConfig {
             ("synchronous", "normal") => self.synchronous = Synchronous::Normal,
             ("allow_network_filesystem", "true") => self.allow_network_filesystem = true,
             ("allow_network_filesystem", "false") => self.allow_network_filesystem = false,
-            ("busy_timeout_ms", _) => self.busy_timeout = millis()?,
             ("write_timeout_ms", _) => self.write_timeout = millis()?,
             ("dedupe_retention_ms", _) => self.dedupe_retention = millis()?,
             ("poll_interval_ms", _) => self.poll_interval = millis()?,
@@ -193,7 +182,7 @@ impl SqliteConfig {
             }
             _ => {
                 return Err(format!(
-                    "{name} is not an option; there are synchronous, busy_timeout_ms, write_timeout_ms, \
+                    "{name} is not an option; there are synchronous, write_timeout_ms, \
                      dedupe_retention_ms, poll_interval_ms, allow_network_filesystem"
                 ));
             }

@@ -1,6 +1,7 @@
 //! Every statement on the file: one typed function each.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_bus_core::backend::{
     DeadLetterFilter, DeadReason, DeliveryId, Envelope, ErrorLog, HandlerCounts, Timestamp,
@@ -18,6 +19,9 @@ use crate::template::{SIZES, Template};
 
 /// Room for every size of the templates on one connection, and for the plain statements.
 const STATEMENT_CACHE: usize = TEMPLATES * SIZES + 64;
+
+/// How long a connection waits for a lock; the writer's own waits by itself, more evenly.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Rows that SQLite's thread may be ahead of us. More costs memory when payloads are large, fewer costs wake-ups.
 const ROW_BUFFER: usize = 64;
@@ -40,24 +44,25 @@ const TEMPLATES: usize = 9;
 
 type Result<T, E = sqlx::Error> = std::result::Result<T, E>;
 
-/// How to open the file; `create` only where a migration follows.
 fn options(config: &SqliteConfig) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(&config.path)
-        .busy_timeout(config.busy_timeout)
+        .busy_timeout(BUSY_TIMEOUT)
         .statement_cache_capacity(STATEMENT_CACHE)
         .row_buffer_size(ROW_BUFFER)
         .thread_name(|number| format!("event-bus-sqlite-{number}"))
         .disable_statement_logging()
 }
 
-pub(crate) async fn connect_writer(config: &SqliteConfig, create: bool) -> Result<SqliteConnection> {
+/// A connection that writes. `migrates`: it may create the file, and waits for locks.
+pub(crate) async fn connect_writer(config: &SqliteConfig, migrates: bool) -> Result<SqliteConnection> {
     let synchronous = match config.synchronous {
         Synchronous::Full => SqliteSynchronous::Full,
         Synchronous::Normal => SqliteSynchronous::Normal,
     };
     options(config)
-        .create_if_missing(create)
+        .create_if_missing(migrates)
+        .busy_timeout(if migrates { BUSY_TIMEOUT } else { Duration::ZERO })
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(synchronous)
         .pragma("journal_size_limit", JOURNAL_SIZE_LIMIT)

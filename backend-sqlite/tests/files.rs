@@ -99,7 +99,7 @@ fn an_address_that_keeps_nothing_or_means_nothing_is_refused() {
         ("sqlite://", "names no file"),
         ("postgres://localhost/x", "does not begin with sqlite:"),
         ("sqlite://x.db?synchronous=off", "synchronous=off"),
-        ("sqlite://x.db?colour=red&busy_timeout_ms=soon", "busy_timeout_ms=soon is not"),
+        ("sqlite://x.db?colour=red&write_timeout_ms=soon", "write_timeout_ms=soon is not"),
         ("sqlite://x.db?colour=red", "colour is not an option"),
         ("sqlite://x%2.db", "two digits"),
         ("sqlite://x%+f.db", "two digits"),
@@ -118,13 +118,13 @@ fn an_address_names_a_file_and_its_options() {
     for (url, path) in [
         ("sqlite:///var/lib/a%20b/orders.db", "/var/lib/a b/orders.db"),
         ("sqlite://orders.db?mode=rwc", "orders.db"),
-        ("sqlite:orders.db?synchronous=normal&busy_timeout_ms=7", "orders.db"),
+        ("sqlite:orders.db?synchronous=normal&write_timeout_ms=7", "orders.db"),
     ] {
         let config = SqliteConfig::from_url(url).unwrap();
         assert_eq!(config.path().to_str(), Some(path));
         let shown = format!("{config:?}");
         assert_eq!(shown.contains("Normal"), url.contains("normal"), "{shown}");
-        assert_eq!(shown.contains("busy_timeout: 7ms"), url.contains("=7"), "{shown}");
+        assert_eq!(shown.contains("write_timeout: 7ms"), url.contains("=7"), "{shown}");
     }
 }
 

@@ -180,9 +180,7 @@ async fn completing_in_a_transaction_is_refused_after_a_take_over() {
 async fn a_publisher_waits_while_another_holds_the_write_lock_but_not_for_ever() {
     let store = Store::new().await;
     let pool = pool(&store).await;
-    let config = event_bus_sqlite::SqliteConfig::new(store.path())
-        .busy_timeout(Duration::from_millis(10))
-        .write_timeout(Duration::from_millis(100));
+    let config = event_bus_sqlite::SqliteConfig::new(store.path()).write_timeout(Duration::from_millis(100));
     let impatient = event_bus_sqlite::SqliteBackend::new(config).unwrap();
 
     let transaction = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
