@@ -37,20 +37,18 @@ fn check_life(
         let text = format!("{name} ran as attempt {} of {max_attempts}", run.attempt);
         found.add(Kind::Attempts, text, [run.start]);
     }
-    let next_starts = runs.iter().skip(1).map(|run| run.start).chain([NEVER]);
-    let counted: Vec<_> =
-        runs.iter().zip(next_starts).filter(|(run, next)| counts(index, run, *next)).collect();
+    let counted: Vec<_> = runs.iter().filter(|run| counts(index, run)).collect();
     if counted.len() as u64 > u64::from(max_attempts) + 1 {
         let text = format!("{name} ran {} times; max_attempts is {max_attempts}", counted.len());
-        found.add(Kind::Attempts, text, counted.iter().map(|(run, _)| run.start));
+        found.add(Kind::Attempts, text, counted.iter().map(|run| run.start));
     }
 }
 
 /// Whether a run is one of the `max_attempts + 1`: a snoozed one is not, nor one that a shutdown cut short.
-fn counts(index: &Index<'_>, run: &Run<'_>, next: usize) -> bool {
+fn counts(index: &Index<'_>, run: &Run<'_>) -> bool {
     match run.how {
         Some(RunEnd::Snooze { .. }) => false,
-        Some(RunEnd::Cancelled) => index.unclean(run.worker, run.handler, run.start, next).is_some(),
+        Some(RunEnd::Cancelled) => index.unclean(run.worker, run.handler, run.start, run.end).is_some(),
         _ => true,
     }
 }

@@ -74,7 +74,7 @@ fn report(index: &Index<'_>, at: usize, later: &Delivery<'_>, first: &Delivery<'
     found.add(Kind::Order, text, runs.chain(calls).chain(first.call.ok));
 }
 
-/// Adds the steps of a delivery. Answers whether it holds nobody up: it never ran and is dead, or was never stored.
+/// Adds the steps of a delivery. Answers whether it never holds anybody up: what cannot be decoded does not.
 fn steps_of(
     index: &Index<'_>,
     delivery: &Delivery<'_>,
@@ -91,7 +91,7 @@ fn steps_of(
             steps.push((*began, Step::Replayed, position));
         }
         let ended_dead = life < last_life || is_gone;
-        if life > 0 && runs.is_empty() && ended_dead && !rules.holds_key {
+        if runs.is_empty() && ended_dead && !rules.holds_key {
             steps.push((*began, Step::Through, position));
         }
         for (number, run) in runs.iter().enumerate() {
@@ -107,7 +107,7 @@ fn steps_of(
     if let Some(purged) = delivery.purged {
         steps.push((purged, Step::Through, position));
     }
-    delivery.event.is_garbage || delivery.runs.is_empty() && is_gone && !rules.holds_key
+    delivery.event.is_garbage
 }
 
 fn is_last_attempt(run: &Run<'_>, max_attempts: u32) -> bool {

@@ -71,10 +71,12 @@ impl State {
         let queue = &mut self.queues[queue];
         let position = queue.part_of(&demand.key);
         let part = &mut queue.parts[position];
-        if !taker.may_take_of(part) {
+        if !taker.owns(part) {
             return;
         }
-        for _ in 0..demand.limit {
+        // Before it is told of all parked lanes of a part it gets nothing of it, but what is parked stays so.
+        let limit = if taker.may_take_of(part) { demand.limit } else { 0 };
+        for _ in 0..limit {
             let Some(rows) = part.parked.get_mut(&demand.key).filter(|_| room.bytes > 0) else { break };
             let Some((id, row)) = rows.pop_first() else { break };
             if rows.is_empty() {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use event_bus_core::Error;
-use event_bus_core::backend::{HandlerIndex, Notice, Partition, WorkerSpec};
+use event_bus_core::backend::{HandlerIndex, Notice, Partition, SettleBatch, WorkerSpec};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -124,7 +124,7 @@ impl State {
                         }
                     }
                     None if part.free_at.is_some_and(|free_at| free_at > now)
-                        || part.barred == Some(target) =>
+                        || part.barred.contains(&target) =>
                     {
                         // It is looked at again with the next claim.
                         self.is_unassigned = true;
@@ -151,7 +151,7 @@ impl State {
         if let Some(part) = part.filter(|part| part.owner == Some(session) && part.is_revoked) {
             part.give_back(|_| {});
             part.free_at = None;
-            part.barred = Some(session);
+            part.barred.push(session);
             self.is_unassigned = true;
             self.wake_all();
         }
@@ -160,10 +160,8 @@ impl State {
 
     /// The session knows that it gave this partition back.
     pub(super) fn released(&mut self, session: SessionId, partition: Partition) {
-        if let Some(Some(part)) = self.part_mut(session, partition)
-            && part.barred == Some(session)
-        {
-            part.barred = None;
+        if let Some(Some(part)) = self.part_mut(session, partition) {
+            part.barred.retain(|barred| *barred != session);
         }
     }
 
@@ -215,7 +213,7 @@ impl State {
         Some(worker)
     }
 
-    /// As [`lose`](Self::lose), for one partition that the session owns, chosen by `choice`. Answers the handler.
+    /// As [`lose`](Self::lose), for one partition that the session owns, chosen by `choice`, where there are parts. Answers the handler.
     pub(super) fn lose_partition(
         &mut self,
         session: SessionId,
@@ -224,6 +222,9 @@ impl State {
         told_at: Instant,
     ) -> Option<Arc<str>> {
         let layout = self.config.layout;
+        if layout == Layout::Whole {
+            return None;
+        }
         let member = self.members.get_mut(&session).filter(|member| member.is_alive)?;
         let mut owned = Vec::new();
         for (handler, queue) in handlers(&member.queues) {
@@ -242,6 +243,23 @@ impl State {
         Some(self.queues[queue].name.clone())
     }
 
+    /// Whether the session has not yet heard that it lost a partition of this batch; it will now.
+    pub(super) fn must_hear(&mut self, session: SessionId, batch: &SettleBatch, now: Instant) -> bool {
+        let Some(member) = self.members.get_mut(&session) else { return false };
+        let mut must_hear = false;
+        for (at, told) in &mut member.notices {
+            let Told::Lost(lost) = told else { continue };
+            if batch.settlements.iter().any(|settlement| settlement.delivery.partition == *lost) {
+                *at = (*at).min(now);
+                must_hear = true;
+            }
+        }
+        if must_hear {
+            member.wake.notify_one();
+        }
+        must_hear
+    }
+
     fn give_all_back(&mut self, session: SessionId, unclean: Option<Instant>) {
         let change = |row: &mut super::state::Row| {
             if unclean.is_some() {
@@ -254,8 +272,8 @@ impl State {
                 part.give_back(change);
                 part.free_at = unclean;
             }
-            for part in queue.parts.iter_mut().filter(|part| part.barred == Some(session)) {
-                part.barred = None;
+            for part in &mut queue.parts {
+                part.barred.retain(|barred| *barred != session);
             }
             let held = queue.free.held.iter().filter(|(_, (holder, _))| *holder == session);
             let mut ids: Vec<_> = held.map(|(id, _)| *id).collect();

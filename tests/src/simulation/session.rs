@@ -26,6 +26,8 @@ pub(super) struct SimulatedSession {
     worker: u32,
     id: SessionId,
     wake: Arc<Notify>,
+    /// A notice other than a wake-up was told.
+    told: Notify,
     link: Arc<Link>,
     settles: AtomicU64,
     claiming: AtomicBool,
@@ -46,6 +48,7 @@ impl SimulatedSession {
             worker,
             id,
             wake,
+            told: Notify::new(),
             link,
             settles: AtomicU64::new(0),
             claiming: AtomicBool::new(false),
@@ -172,6 +175,11 @@ impl Session for SimulatedSession {
         if drawn.fate == Fate::ErrorAfter {
             return Err(outcome_unknown("settle"));
         }
+        // What was dropped because its partition was lost must not pass for stored: the worker would go on with the next
+        // attempt.
+        while shared.with(|state| state.must_hear(self.id, batch, Instant::now())) {
+            self.told.notified().await;
+        }
         shared.with(|state| state.answered(self.id));
         Ok(())
     }
@@ -196,6 +204,7 @@ impl Session for SimulatedSession {
                         None => {}
                     }
                     if !matches!(notice, Notice::Work) {
+                        self.told.notify_one();
                         tracing::trace!("session {} of worker {worker} is told: {notice:?}", self.id);
                     }
                     return notice;

@@ -66,8 +66,8 @@ pub(super) struct Part {
     pub(super) is_revoked: bool,
     /// Parked lanes of which its owner has not been told.
     pub(super) untold: VecDeque<Arc<str>>,
-    /// This session's release was done, but it does not know: it must not be given the part back meanwhile.
-    pub(super) barred: Option<SessionId>,
+    /// Sessions whose release was done, but which do not know: they must not be given the part back meanwhile.
+    pub(super) barred: Vec<SessionId>,
 }
 
 /// A delivery as stored.

@@ -134,6 +134,8 @@ impl Controller {
                 }
             }
         }
+        // What is late arrives.
+        self.wait_until(Instant::now() + Duration::from_secs(5)).await;
         let deadline = Instant::now() + REST_WITHIN;
         let mut pause = Duration::from_millis(200);
         let mut revivals = Revivals::default();
