@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use event_bus::async_trait;
 use event_bus::backend::{
-    Backend, Capabilities, ClaimRequest, Claimed, Delivery, DeliveryId, Envelope, ErrorLog, EventId, Notice, Partition,
-    Publication, Session, SettleBatch, Stored, Timestamp, WorkerSpec,
+    Backend, Capabilities, ClaimRequest, Claimed, Delivery, DeliveryId, Envelope, ErrorLog, EventId, Notice,
+    Partition, Publication, Session, SettleBatch, Stored, Timestamp, WorkerSpec,
 };
 use event_bus::{Error, ErrorKind, Result};
 use uuid::Uuid;
@@ -24,7 +24,10 @@ impl MemoryBackend {
         let deliveries = (0..count)
             .map(|number| Delivery {
                 id: DeliveryId(number as u128),
-                partition: Partition { handler: event_bus_core::backend::HandlerIndex(0), number: Partition::WHOLE },
+                partition: Partition {
+                    handler: event_bus_core::backend::HandlerIndex(0),
+                    number: Partition::WHOLE,
+                },
                 envelope: Envelope {
                     id: EventId::from_uuid(Uuid::from_u128(number as u128)),
                     name: name.clone(),

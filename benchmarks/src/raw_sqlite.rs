@@ -26,7 +26,11 @@ pub async fn open(dir: &Path) -> Result<SqliteConnection, AnyError> {
 }
 
 /// One row a transaction, one after the other.
-pub async fn insert_singles(connection: &mut SqliteConnection, payload: &[u8], count: usize) -> Result<f64, AnyError> {
+pub async fn insert_singles(
+    connection: &mut SqliteConnection,
+    payload: &[u8],
+    count: usize,
+) -> Result<f64, AnyError> {
     let start = Instant::now();
     for _ in 0..count {
         sqlx::query("insert into delivery (key, payload, state) values (null, ?, 0)")
@@ -38,7 +42,11 @@ pub async fn insert_singles(connection: &mut SqliteConnection, payload: &[u8], c
 }
 
 /// 1,000 rows a transaction, in statements of many rows.
-pub async fn insert_batches(connection: &mut SqliteConnection, payload: &[u8], count: usize) -> Result<f64, AnyError> {
+pub async fn insert_batches(
+    connection: &mut SqliteConnection,
+    payload: &[u8],
+    count: usize,
+) -> Result<f64, AnyError> {
     let values = vec!["(null, ?, 0)"; ROWS_A_STATEMENT].join(",");
     let statement = format!("insert into delivery (key, payload, state) values {values}");
     let start = Instant::now();

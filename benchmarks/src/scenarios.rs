@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use event_bus::prelude::*;
 use event_bus::EventBus;
+use event_bus::prelude::*;
 use hdrhistogram::Histogram;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -54,7 +54,9 @@ pub async fn publish_singles(scale: &Scale, report: &mut Report) -> Result<(), A
         publish_from(16, &bus, count).await?;
         ours.push(rate(count, start));
         let payload = event_bus::codec::encode(&Ticked::new(1, None))?;
-        raw.push(raw_sqlite::insert_singles(&mut raw_sqlite::open(dir.path()).await?, &payload, count / 4).await?);
+        raw.push(
+            raw_sqlite::insert_singles(&mut raw_sqlite::open(dir.path()).await?, &payload, count / 4).await?,
+        );
     }
     let ours = report.add("a1", "publish, 16 tasks", "events/s", ours);
     let raw = report.add("a1", "raw sqlx, one row a transaction", "rows/s", raw);
@@ -90,7 +92,9 @@ pub async fn publish_batches(scale: &Scale, report: &mut Report) -> Result<(), A
         preload(&bus, count, None).await?;
         ours.push(rate(count, start));
         let payload = event_bus::codec::encode(&Ticked::new(1, None))?;
-        raw.push(raw_sqlite::insert_batches(&mut raw_sqlite::open(dir.path()).await?, &payload, count).await?);
+        raw.push(
+            raw_sqlite::insert_batches(&mut raw_sqlite::open(dir.path()).await?, &payload, count).await?,
+        );
     }
     let ours = report.add("a2", "publish_all of 1,000", "events/s", ours);
     let raw = report.add("a2", "raw sqlx, 1,000 rows a transaction", "rows/s", raw);
@@ -107,7 +111,12 @@ async fn preload(bus: &EventBus, count: usize, keys: Option<u64>) -> Result<(), 
 }
 
 /// B and E: draining a preloaded backlog.
-pub async fn drain(scale: &Scale, report: &mut Report, workload: &str, keys: Option<u64>) -> Result<(), AnyError> {
+pub async fn drain(
+    scale: &Scale,
+    report: &mut Report,
+    workload: &str,
+    keys: Option<u64>,
+) -> Result<(), AnyError> {
     let count = 200_000 / scale.divisor;
     let (mut ours, mut raw) = (Vec::new(), Vec::new());
     for _ in 0..scale.runs {
@@ -135,7 +144,8 @@ async fn drained(bus: &EventBus, counter: &Counter, count: usize) -> Result<f64,
     counter.wait_for(count as u64).await;
     worker.shutdown(Duration::from_secs(30)).await?;
     let rate = rate(count, start);
-    let left: u64 = bus.counts().await?.iter().map(|counts| counts.ready + counts.waiting + counts.dead).sum();
+    let left: u64 =
+        bus.counts().await?.iter().map(|counts| counts.ready + counts.waiting + counts.dead).sum();
     if left > 0 { Err(format!("{left} deliveries are left in the store").into()) } else { Ok(rate) }
 }
 
@@ -303,7 +313,8 @@ pub async fn blocked_key(scale: &Scale, report: &mut Report) -> Result<(), AnyEr
             bus.publish(&Ticked::new(number as u64, Some(1_000))).await?;
             histogram.record(latencies.recv().await.ok_or("the handler is gone")?)?;
         }
-        let what = if is_blocked { format!("{behind} behind a blocked key") } else { "nothing blocked".to_owned() };
+        let what =
+            if is_blocked { format!("{behind} behind a blocked key") } else { "nothing blocked".to_owned() };
         report.add("blocked", &format!("first event of another key, {what}"), "ms", vec![first]);
         let p99 = histogram.value_at_quantile(0.99) as f64 / 1e6;
         p99s.push(report.add("blocked", &format!("other keys' p99, {what}"), "ms", vec![p99]));
