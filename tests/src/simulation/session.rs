@@ -74,8 +74,16 @@ impl SimulatedSession {
         let shared = &self.store.shared;
         let died_at = shared.now();
         let result = shared.with(|state| state.settle(self.id, number, batch, Instant::now(), died_at));
+        self.learn(&result);
         tracing::trace!("session {} settle {number}: {:?} {}", self.id, result.is_ok(), trace::settle(batch));
         result
+    }
+
+    /// An error tells the worker that its session is over.
+    fn learn<T>(&self, result: &Result<T>) {
+        if result.is_err() {
+            self.store.shared.observe(Incident::SessionLost { worker: self.worker });
+        }
     }
 
     fn one_at_a_time<'a>(&self, flag: &'a AtomicBool, call: &str) -> Busy<'a> {
@@ -117,7 +125,9 @@ impl Session for SimulatedSession {
             Fate::Fine => {}
         }
         let stale = if faults.is_stale() { self.held_before(faults.below(REMEMBERED)) } else { None };
-        let mut claimed = shared.with(|state| state.claim(self.id, turn, request, Instant::now()))?;
+        let claimed = shared.with(|state| state.claim(self.id, turn, request, Instant::now()));
+        self.learn(&claimed);
+        let mut claimed = claimed?;
         tracing::trace!("session {} claim took effect: {}", self.id, trace::claim(request, &claimed));
         if faults.duplicates()
             && let Some(delivery) = claimed.deliveries.get(faults.below(claimed.deliveries.len()))
@@ -229,7 +239,9 @@ impl Session for SimulatedSession {
             Fate::ErrorBefore | Fate::Late(_) => return Err(unavailable("release")),
             Fate::Fine | Fate::ErrorAfter => {}
         }
-        shared.with(|state| state.release(self.id, partition))?;
+        let released = shared.with(|state| state.release(self.id, partition));
+        self.learn(&released);
+        released?;
         tracing::trace!("session {} released {partition:?}", self.id);
         pause(drawn.after).await;
         self.link.pass().await;
@@ -252,7 +264,9 @@ impl Session for SimulatedSession {
             }
             Fate::Fine | Fate::ErrorAfter => {}
         }
-        shared.with(|state| state.close(self.id))?;
+        let closed = shared.with(|state| state.close(self.id));
+        self.learn(&closed);
+        closed?;
         shared.handed_over();
         pause(drawn.after).await;
         Ok(())

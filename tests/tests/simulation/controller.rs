@@ -47,7 +47,6 @@ pub async fn simulate(seed: u64) -> Outcome {
         store: store.clone(),
         clock,
         deaths,
-        backends: HashMap::new(),
         goodbyes: JoinSet::new(),
         mode: Mode::Rough,
     };
@@ -90,8 +89,6 @@ struct Controller {
     slots: Vec<Option<Working>>,
     next_worker: u32,
     deaths: mpsc::UnboundedReceiver<u32>,
-    /// Everybody's connection.
-    backends: HashMap<u32, SimulatedBackend>,
     goodbyes: JoinSet<()>,
     mode: Mode,
 }
@@ -283,7 +280,7 @@ impl Controller {
         // Its own indices are not those of other workers.
         self.rng.shuffle(&mut known);
         let backend = self.store.connect(number);
-        self.backends.insert(number, backend.clone());
+        self.world.connected(number, backend.clone());
         let bus = self.bus(backend.clone(), number, &known);
         self.world.count("workers");
         self.world.record(Fact::WorkerStart { worker: number });
@@ -291,11 +288,9 @@ impl Controller {
         self.slots[slot] = Some(Working { number, backend, worker });
     }
 
-    /// Kills a worker: from here on nothing of it reaches the store or the history. Its tasks go on in vain until they find
-    /// out that they were dropped.
+    /// Kills a worker; the store finds out later.
     fn crash(&mut self, slot: usize) {
         let Some(working) = self.slots[slot].take() else { return };
-        working.backend.cut();
         self.world.bury(working.number);
         drop(working.worker);
         let noticed = millis(&mut self.rng, &[1, 800, 5_000]);
@@ -315,9 +310,6 @@ impl Controller {
             self.crash(slot);
         } else {
             // It was shutting down.
-            if let Some(backend) = self.backends.get(&worker) {
-                backend.cut();
-            }
             self.store.declare_dead(worker);
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use event_bus_conformance::history::{Fact, History, Record};
-use event_bus_conformance::simulation::Incident;
+use event_bus_conformance::simulation::{Incident, SimulatedBackend};
 use event_bus_core::Timestamp;
 use event_bus_core::clock::Clock;
 use tokio::sync::mpsc;
@@ -28,6 +28,8 @@ pub struct World {
     runs: Mutex<HashMap<(usize, u64), usize>>,
     next_run: AtomicU64,
     next_number: AtomicU64,
+    /// Everybody's connection.
+    backends: Mutex<HashMap<u32, SimulatedBackend>>,
     /// Workers that kill themselves.
     suicides: mpsc::UnboundedSender<u32>,
 }
@@ -46,6 +48,7 @@ impl World {
             runs: Mutex::default(),
             next_run: AtomicU64::new(1),
             next_number: AtomicU64::new(1),
+            backends: Mutex::default(),
             suicides,
         };
         (Arc::new(world), deaths)
@@ -83,8 +86,17 @@ impl World {
         script.get(*run - 1).copied().unwrap_or(Step::Done(std::time::Duration::ZERO))
     }
 
-    /// The worker is dead from here on.
+    /// Remembers how a worker reaches the store.
+    pub fn connected(&self, worker: u32, backend: SimulatedBackend) {
+        self.backends.lock().unwrap().insert(worker, backend);
+    }
+
+    /// The worker is dead from here on: nothing of it reaches the store or the history any more. Its tasks go on in vain
+    /// until they find out that they were dropped.
     pub fn bury(&self, worker: u32) {
+        if let Some(backend) = self.backends.lock().unwrap().get(&worker) {
+            backend.cut();
+        }
         if self.crashed.lock().unwrap().insert(worker) {
             self.record(Fact::WorkerCrash { worker });
             self.count("crashes");
