@@ -4,6 +4,8 @@
 //! Prints one JSON line a measurement and a table at the end. Only ratios from one run mean anything: machines differ and
 //! are noisy.
 
+#![allow(unreachable_pub, missing_docs, reason = "a program: nothing of it is seen from outside")]
+
 mod engine;
 mod event;
 mod memory;
