@@ -286,7 +286,8 @@ pub trait Session: Send + Sync {
     /// oldest first.
     ///
     /// # Guarantees
-    /// - *exclusive*: nothing is handed out that this or another session already holds.
+    /// - *exclusive*: nothing is handed out that another session holds, or that this one held when the call was made: what
+    ///   it gave up meanwhile comes back, under the same id, with a later claim.
     /// - *key-order*: within a lane deliveries come in the order of their ids; a delivery that keeps its place is handed
     ///   out even if it is not due, with [`Delivery::due_in`], and so is a held one, with [`Delivery::is_held`].
     /// - *fresh*: the answer reflects every settle that was answered before this call was made.

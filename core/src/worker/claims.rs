@@ -1,6 +1,6 @@
 //! When to ask the store for more, and how much.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -36,9 +36,9 @@ pub(super) struct Claims {
     idle: Duration,
     poll_interval: Duration,
     next_look: Instant,
-    /// Deliveries that were settled while a claim was under way, whose answer may still show them as they were: copies
-    /// with fewer failures than this are old.
-    settled_meanwhile: HashMap<Identity, u32, NumberHasher>,
+    /// Deliveries that left while a claim was under way, whose answer may still show them as they were. (What comes back
+    /// under the same number comes with a later claim.)
+    settled_meanwhile: HashSet<Identity, NumberHasher>,
     /// Partitions that were lost while a claim was under way.
     lost_meanwhile: Vec<Partition>,
     /// An answer has been received and not been taken in.
@@ -63,7 +63,7 @@ impl Claims {
             idle: FIRST_IDLE.min(poll_interval),
             poll_interval,
             next_look: Instant::now() + poll_interval,
-            settled_meanwhile: HashMap::default(),
+            settled_meanwhile: HashSet::default(),
             lost_meanwhile: Vec::new(),
             has_answer: false,
         }
@@ -131,10 +131,10 @@ impl Claims {
         }
     }
 
-    /// Remembers a delivery that was settled for good, or that left with this many failures, while a claim is under way.
-    pub(super) fn settled(&mut self, delivery: &Delivery, failures: u32) {
+    /// Remembers a delivery that was settled and has left while a claim is under way.
+    pub(super) fn settled(&mut self, delivery: &Delivery) {
         if self.is_under_way() {
-            self.settled_meanwhile.insert(identity(delivery), failures);
+            self.settled_meanwhile.insert(identity(delivery));
         }
     }
 
@@ -196,10 +196,7 @@ impl Claims {
         }
         let old = std::mem::take(&mut self.settled_meanwhile);
         if !old.is_empty() {
-            claimed.deliveries.retain(|delivery| {
-                delivery.is_held
-                    || old.get(&identity(delivery)).is_none_or(|failures| delivery.failures >= *failures)
-            });
+            claimed.deliveries.retain(|delivery| delivery.is_held || !old.contains(&identity(delivery)));
         }
     }
 

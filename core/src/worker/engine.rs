@@ -465,7 +465,7 @@ impl Engine {
     fn settled(&mut self, settlement: &Settlement, now: Instant) {
         let delivery = &settlement.delivery;
         match &settlement.outcome {
-            Outcome::Complete => self.leave(delivery, u32::MAX),
+            Outcome::Complete => self.leave(delivery),
             Outcome::Start { .. } => {
                 if !self.suspects.recorded(delivery) {
                     return;
@@ -487,12 +487,12 @@ impl Engine {
             Outcome::Snooze { delay, keeps_place: true } => {
                 self.wait_in_place(Delivery::clone(delivery), *delay, now);
             }
-            Outcome::Retry { failures, delay, .. } => {
-                self.leave(delivery, *failures);
+            Outcome::Retry { delay, .. } => {
+                self.leave(delivery);
                 self.claims.look_in(*delay, now);
             }
             Outcome::Snooze { delay, .. } => {
-                self.leave(delivery, 0);
+                self.leave(delivery);
                 self.claims.look_in(*delay, now);
             }
             Outcome::Dead { holds_key, .. } => {
@@ -501,18 +501,18 @@ impl Engine {
                 } else {
                     self.lanes.go_on(delivery, now);
                 }
-                self.leave(delivery, u32::MAX);
+                self.leave(delivery);
             }
             Outcome::Release => {
-                self.leave(delivery, 0);
+                self.leave(delivery);
                 self.lanes.go_on(delivery, now);
                 self.claims.look();
             }
         }
     }
 
-    fn leave(&mut self, delivery: &Delivery, failures: u32) {
-        self.claims.settled(delivery, failures);
+    fn leave(&mut self, delivery: &Delivery) {
+        self.claims.settled(delivery);
         self.lanes.forget(delivery);
     }
 

@@ -189,7 +189,7 @@ impl SimulatedStore {
         self.shared.with(|state| {
             state.rotation += 1;
             state.is_unassigned = true;
-            state.begin_claim(Instant::now());
+            state.assign(Instant::now());
         });
     }
 

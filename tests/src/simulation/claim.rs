@@ -6,7 +6,7 @@ use event_bus_core::backend::{
 use event_bus_core::{Error, ErrorKind};
 use tokio::time::Instant;
 
-use super::members::SessionId;
+use super::members::{GivenUp, SessionId};
 use super::state::{Part, Row, State, delivery_id, number};
 
 impl State {
@@ -102,7 +102,7 @@ impl State {
         room.deliveries = claimed.deliveries.len() + demand.limit;
         let (layout, fences_free) = (self.config.layout, self.config.fences_free);
         let limbo =
-            |part: Option<usize>| taker.limbo.iter().filter(move |(q, p, _)| *q == queue && *p == part);
+            |part: Option<usize>| taker.limbo.iter().filter(move |l| l.queue == queue && l.part == part);
         let queue = &mut self.queues[queue];
         loop {
             // The oldest of what is free and of the parts it owns; there are few parts.
@@ -111,7 +111,7 @@ impl State {
             let parts = parts.filter(|(position, _)| limbo(Some(*position)).next().is_none());
             let first =
                 parts.filter_map(|(n, part)| Some((*part.line.waiting.first_key_value()?.0, Some(n))));
-            let mut free = queue.free.waiting.keys().filter(|id| !limbo(None).any(|(_, _, l)| l == *id));
+            let mut free = queue.free.waiting.keys().filter(|id| !limbo(None).any(|l| l.id == **id));
             let Some((id, position)) = first.chain(free.next().map(|id| (*id, None))).min() else { break };
             if claimed.deliveries.len() >= room.deliveries || room.bytes == 0 {
                 claimed.more.push(demand.handler);
@@ -184,7 +184,7 @@ impl Row {
 struct Taker {
     session: SessionId,
     turn: u64,
-    limbo: Vec<(usize, Option<usize>, u64)>,
+    limbo: Vec<GivenUp>,
 }
 
 impl Taker {

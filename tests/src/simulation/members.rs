@@ -25,13 +25,23 @@ pub(super) struct Member {
     pub(super) queues: Arc<[usize]>,
     /// The number of the last settle call that took effect.
     pub(super) settled: u64,
-    /// What took effect and was given up, but not answered: queue, part, number. It is not handed out to this session under
-    /// the same number before it knows that it has given it up.
-    pub(super) limbo: Vec<(usize, Option<usize>, u64)>,
+    /// What it has given up. It is not handed out again under the same number to a claim that was made before the session
+    /// knew that.
+    pub(super) limbo: Vec<GivenUp>,
     /// What it will be told, and when.
     notices: VecDeque<(Instant, Told)>,
     has_work: bool,
     pub(super) wake: Arc<Notify>,
+}
+
+/// A delivery that a session has given up.
+#[derive(Clone, Copy)]
+pub(super) struct GivenUp {
+    pub(super) queue: usize,
+    pub(super) part: Option<usize>,
+    pub(super) id: u64,
+    /// The turn in which the session got to know that it is stored.
+    pub(super) known: Option<u64>,
 }
 
 /// A notice to be.
@@ -90,14 +100,17 @@ impl State {
     }
 
     /// A claim is made: it will hand out of the partitions that the session owns now, and of none that it gets later.
-    pub(super) fn begin_claim(&mut self, now: Instant) -> u64 {
+    pub(super) fn begin_claim(&mut self, session: SessionId, now: Instant) -> u64 {
         self.assign(now);
         self.turn += 1;
+        if let Some(member) = self.members.get_mut(&session) {
+            member.limbo.retain(|given_up| given_up.known.is_none());
+        }
         self.turn
     }
 
     /// Gives free partitions to sessions, and asks for those that others shall have.
-    fn assign(&mut self, now: Instant) {
+    pub(super) fn assign(&mut self, now: Instant) {
         if !self.is_unassigned {
             return;
         }

@@ -107,7 +107,7 @@ impl Drop for Busy<'_> {
 impl Session for SimulatedSession {
     async fn claim(&self, request: &ClaimRequest) -> Result<Claimed> {
         let shared = &self.store.shared;
-        let turn = shared.with(|state| state.begin_claim(Instant::now()));
+        let turn = shared.with(|state| state.begin_claim(self.id, Instant::now()));
         let Some(faults) = &shared.faults else {
             return shared.with(|state| state.claim(self.id, turn, request, Instant::now()));
         };

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::claim::lease_lost;
 use super::dead::{Corpse, Marker};
-use super::members::SessionId;
+use super::members::{GivenUp, SessionId};
 use super::state::{Row, State, row_id};
 
 impl State {
@@ -105,8 +105,11 @@ impl State {
 
     /// The session knows of everything that it has settled.
     pub(super) fn answered(&mut self, session: SessionId) {
+        let turn = self.turn;
         if let Some(member) = self.members.get_mut(&session) {
-            member.limbo.clear();
+            for given_up in &mut member.limbo {
+                given_up.known.get_or_insert(turn);
+            }
         }
     }
 
@@ -116,7 +119,7 @@ impl State {
         if !self.queues[queue].line_mut(key).held.contains_key(&id)
             && let Some(member) = self.members.get_mut(&session)
         {
-            member.limbo.push((queue, part, id));
+            member.limbo.push(GivenUp { queue, part, id, known: None });
         }
     }
 

@@ -156,11 +156,11 @@ impl Plan {
 }
 
 fn config(rng: &mut Rng, may_park: bool) -> Config {
-    let mut config = Config::default();
-    config.layout = match rng.u32(..5) {
+    let layout = match rng.u32(..5) {
         0 => Layout::Whole,
         _ => Layout::Divided(rng.u16(1..=4)),
     };
+    let mut config = Config { layout, ..Config::default() };
     config.capabilities.parking = may_park;
     config.capabilities.hold_key = may_park;
     config.capabilities.atomic_publish = rng.f64() < 0.8;
