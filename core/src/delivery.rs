@@ -128,6 +128,19 @@ pub enum Outcome {
     Release,
 }
 
+impl Outcome {
+    /// Whether the delivery leaves the session and may be handed out again under the same number.
+    pub(crate) fn can_come_back(&self) -> bool {
+        match self {
+            Self::Retry { keeps_place, .. } | Self::Snooze { keeps_place, .. } => !keeps_place,
+            // The marker of a dead letter that holds its key, or the delivery once it is replayed.
+            Self::Dead { holds_key, .. } => *holds_key,
+            Self::Release => true,
+            Self::Complete | Self::Start { .. } => false,
+        }
+    }
+}
+
 /// Why a delivery lies in the dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

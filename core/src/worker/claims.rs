@@ -1,6 +1,5 @@
 //! When to ask the store for more, and how much.
 
-use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -10,11 +9,11 @@ use tokio::time::Instant;
 
 use crate::backend::{ClaimRequest, Claimed, HandlerSpec, Notice, Session};
 use crate::clock::Randomness;
-use crate::delivery::{Delivery, HandlerIndex, Partition};
+use crate::delivery::{HandlerIndex, Partition};
 use crate::error::{Error, Result};
 
 use super::call::{Call, Pause};
-use super::lanes::{Identity, Lanes, NumberHasher, identity};
+use super::lanes::Lanes;
 use super::settle::is_fatal;
 
 /// The payloads a worker holds in memory, at most (the one that crosses the limit included).
@@ -36,9 +35,6 @@ pub(super) struct Claims {
     idle: Duration,
     poll_interval: Duration,
     next_look: Instant,
-    /// Deliveries that left while a claim was under way, whose answer may still show them as they were. (What comes back
-    /// under the same number comes with a later claim.)
-    settled_meanwhile: HashSet<Identity, NumberHasher>,
     /// Partitions that were lost while a claim was under way.
     lost_meanwhile: Vec<Partition>,
     /// An answer has been received and not been taken in.
@@ -63,7 +59,6 @@ impl Claims {
             idle: FIRST_IDLE.min(poll_interval),
             poll_interval,
             next_look: Instant::now() + poll_interval,
-            settled_meanwhile: HashSet::default(),
             lost_meanwhile: Vec::new(),
             has_answer: false,
         }
@@ -131,13 +126,6 @@ impl Claims {
         }
     }
 
-    /// Remembers a delivery that was settled and has left while a claim is under way.
-    pub(super) fn settled(&mut self, delivery: &Delivery) {
-        if self.is_under_way() {
-            self.settled_meanwhile.insert(identity(delivery));
-        }
-    }
-
     /// A claim's answer with its request, or the error that ends the session. Transient errors are retried here.
     pub(super) fn poll_claimed(
         &mut self,
@@ -168,7 +156,6 @@ impl Claims {
                 }
                 Err(error) if is_fatal(&error) => return Poll::Ready(Err(error)),
                 Err(error) => {
-                    self.settled_meanwhile.clear();
                     self.lost_meanwhile.clear();
                     self.may_have.fill(true);
                     lanes.ask_again(&asked.lanes);
@@ -183,20 +170,14 @@ impl Claims {
         }
     }
 
-    /// Drops from an answer what it shows as it was before it was settled. To be asked after everything that was stored
-    /// has been taken in: an outcome and an older answer can arrive together. The marker of a held key is what an outcome
-    /// made of its delivery, so it is never older than that.
-    pub(super) fn drop_outdated(&mut self, claimed: &mut Claimed) {
+    /// Drops from an answer what belongs to partitions that were lost meanwhile.
+    pub(super) fn drop_lost(&mut self, claimed: &mut Claimed) {
         self.has_answer = false;
         let lost = std::mem::take(&mut self.lost_meanwhile);
         if !lost.is_empty() {
             claimed.deliveries.retain(|delivery| !lost.contains(&delivery.partition));
             claimed.parked.retain(|lane| !lost.contains(&lane.partition));
             claimed.still_parked.retain(|lane| !lost.contains(&lane.partition));
-        }
-        let old = std::mem::take(&mut self.settled_meanwhile);
-        if !old.is_empty() {
-            claimed.deliveries.retain(|delivery| delivery.is_held || !old.contains(&identity(delivery)));
         }
     }
 

@@ -74,6 +74,8 @@ pub(super) struct Engine {
     release: Call<Result<()>>,
     /// Partitions lost while outcomes of theirs were under way.
     lost_meanwhile: HashSet<Partition>,
+    /// Deliveries that came back to this session before it was told that it had given them up.
+    early: Vec<Delivery>,
     next_relief: Option<Instant>,
     draining: Option<Draining>,
     timer: Pin<Box<Sleep>>,
@@ -125,6 +127,7 @@ impl Engine {
             releasing: None,
             release: Call::none(),
             lost_meanwhile: HashSet::new(),
+            early: Vec::new(),
             next_relief: None,
             draining: None,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -271,14 +274,6 @@ impl Engine {
             has_news = true;
         }
         has_news |= self.executor.poll_ended(task, &mut news.ended).is_ready();
-        match self.settling.poll_stored(task, randomness) {
-            Poll::Ready(Ok(batch)) => {
-                news.stored.push(batch);
-                has_news = true;
-            }
-            Poll::Ready(Err(error)) => news.fatal = Some(error),
-            Poll::Pending => {}
-        }
         if self.draining.is_none() {
             match self.claims.poll_claimed(task, &mut self.lanes, randomness) {
                 Poll::Ready(Ok(answer)) => {
@@ -288,6 +283,14 @@ impl Engine {
                 Poll::Ready(Err(error)) => news.fatal = Some(error),
                 Poll::Pending => {}
             }
+        }
+        match self.settling.poll_stored(task, randomness) {
+            Poll::Ready(Ok(batch)) => {
+                news.stored.push(batch);
+                has_news = true;
+            }
+            Poll::Ready(Err(error)) => news.fatal = Some(error),
+            Poll::Pending => {}
         }
         if let Poll::Ready(result) = self.release.poll(task) {
             news.released = Some(result);
@@ -362,13 +365,18 @@ impl Engine {
     }
 
     fn claimed(&mut self, asked: &ClaimRequest, mut claimed: Claimed, now: Instant) {
-        self.claims.drop_outdated(&mut claimed);
+        self.claims.drop_lost(&mut claimed);
         self.lanes.refilled(&asked.lanes, &claimed.still_parked);
         for lane in claimed.parked.iter().filter(|lane| !self.revoking.contains(&lane.partition)) {
             self.lanes.learn_parked(lane, now);
         }
         for delivery in claimed.deliveries {
-            if !self.revoking.contains(&delivery.partition) {
+            if self.revoking.contains(&delivery.partition) {
+                continue;
+            }
+            if self.settling.gives_up(&delivery) {
+                self.early.push(delivery);
+            } else {
                 self.lanes.offer(delivery, now);
             }
         }
@@ -460,12 +468,15 @@ impl Engine {
             self.lanes.parked(park, now);
         }
         self.lost_meanwhile.clear();
+        for delivery in std::mem::take(&mut self.early) {
+            self.lanes.offer(delivery, now);
+        }
     }
 
     fn settled(&mut self, settlement: &Settlement, now: Instant) {
         let delivery = &settlement.delivery;
         match &settlement.outcome {
-            Outcome::Complete => self.leave(delivery),
+            Outcome::Complete => self.lanes.forget(delivery),
             Outcome::Start { .. } => {
                 if !self.suspects.recorded(delivery) {
                     return;
@@ -488,11 +499,11 @@ impl Engine {
                 self.wait_in_place(Delivery::clone(delivery), *delay, now);
             }
             Outcome::Retry { delay, .. } => {
-                self.leave(delivery);
+                self.lanes.forget(delivery);
                 self.claims.look_in(*delay, now);
             }
             Outcome::Snooze { delay, .. } => {
-                self.leave(delivery);
+                self.lanes.forget(delivery);
                 self.claims.look_in(*delay, now);
             }
             Outcome::Dead { holds_key, .. } => {
@@ -501,19 +512,14 @@ impl Engine {
                 } else {
                     self.lanes.go_on(delivery, now);
                 }
-                self.leave(delivery);
+                self.lanes.forget(delivery);
             }
             Outcome::Release => {
-                self.leave(delivery);
+                self.lanes.forget(delivery);
                 self.lanes.go_on(delivery, now);
                 self.claims.look();
             }
         }
-    }
-
-    fn leave(&mut self, delivery: &Delivery) {
-        self.claims.settled(delivery);
-        self.lanes.forget(delivery);
     }
 
     fn wait_in_place(&mut self, delivery: Delivery, delay: Duration, now: Instant) {
@@ -556,6 +562,7 @@ impl Engine {
             self.revoking.push(partition);
         }
         self.lanes.drop_partition(partition);
+        self.early.retain(|delivery| delivery.partition != partition);
         self.drop_waiting_suspects(Some(partition), now);
     }
 
@@ -564,6 +571,7 @@ impl Engine {
         self.revoking.retain(|revoked| *revoked != partition);
         self.claims.lost(partition);
         self.lanes.drop_partition(partition);
+        self.early.retain(|delivery| delivery.partition != partition);
         self.drop_waiting_suspects(Some(partition), now);
         // Forgotten at once: the partition may come back, and its deliveries with it, before the last run has ended. Their
         // lanes stay closed until then.

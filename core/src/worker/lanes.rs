@@ -121,6 +121,9 @@ struct Lane {
     parked_meanwhile: Option<DeliveryId>,
     /// How often in a row it was found held by a dead letter.
     held_checks: u32,
+    /// Its partition was dropped while a delivery of it was out. What the store has of it is for the next owner, unless
+    /// the partition comes back.
+    is_leaving: bool,
     is_wanted: bool,
 }
 
@@ -211,6 +214,7 @@ impl Lanes {
         let lanes = &mut self.queues[handler.get()].lanes;
         let lane = lanes.entry(key.clone()).or_insert_with(|| Lane::new(delivery.partition, now));
         lane.partition = delivery.partition;
+        lane.is_leaving = false;
         if lane.parked.is_some_and(|parked| delivery.id >= parked) {
             let (partition, from) = (delivery.partition, delivery.id);
             self.ask_to_park(Park { partition, key, from, claimed: vec![from] });
@@ -331,10 +335,10 @@ impl Lanes {
     pub(super) fn hold(&mut self, delivery: &Delivery, now: Instant) {
         let Some(key) = delivery.envelope.key.clone() else { return };
         let handler = delivery.handler();
-        if let Some(lane) = self.lane(handler, &key)
-            && lane.state == State::Out
-        {
-            self.park_held(handler, &key, delivery.id, now);
+        match self.lane(handler, &key) {
+            Some(lane) if lane.is_leaving => self.go_on(delivery, now),
+            Some(lane) if lane.state == State::Out => self.park_held(handler, &key, delivery.id, now),
+            _ => {}
         }
     }
 
@@ -445,7 +449,8 @@ impl Lanes {
     pub(super) fn learn_parked(&mut self, parked: &ParkedLane, now: Instant) {
         let handler = parked.partition.handler;
         let Some(queue) = self.queues.get_mut(handler.get()) else { return };
-        queue.lanes.entry(parked.key.clone()).or_insert_with(|| Lane::new(parked.partition, now));
+        let lane = queue.lanes.entry(parked.key.clone()).or_insert_with(|| Lane::new(parked.partition, now));
+        lane.is_leaving = false;
         self.set_parked(handler, &parked.key, Some(parked.first));
         self.look_if_idle(handler, &parked.key, now);
     }
@@ -524,6 +529,7 @@ impl Lanes {
             dropped.extend(lane.queue.drain(..).map(|queued| queued.delivery));
             parked_lanes += usize::from(lane.parked.take().is_some());
             lane.parks_open = 0;
+            lane.is_leaving = true;
             lane.state == State::Out
         });
         queue.parked_lanes = queue.parked_lanes.saturating_sub(parked_lanes);
@@ -550,7 +556,7 @@ impl Lanes {
 
     fn set_parked(&mut self, handler: HandlerIndex, key: &Arc<str>, first: Option<DeliveryId>) {
         let Some(queue) = self.queues.get_mut(handler.get()) else { return };
-        let Some(lane) = queue.lanes.get_mut(key) else { return };
+        let Some(lane) = queue.lanes.get_mut(key).filter(|lane| !lane.is_leaving) else { return };
         match (lane.parked.is_some(), first.is_some()) {
             (false, true) => queue.parked_lanes += 1,
             (true, false) => queue.parked_lanes = queue.parked_lanes.saturating_sub(1),
@@ -654,6 +660,7 @@ impl Lane {
             parks_open: 0,
             parked_meanwhile: None,
             held_checks: 0,
+            is_leaving: false,
             is_wanted: false,
         }
     }

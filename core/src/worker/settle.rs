@@ -1,5 +1,6 @@
 //! Outcomes on their way to the store: one batch at a time, repeated until it is answered.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use crate::delivery::{Delivery, Outcome, Partition};
 use crate::error::{Error, Result};
 
 use super::call::{Call, Pause};
+use super::lanes::{Identity, NumberHasher, identity};
 
 /// The most outcomes in one batch. Larger ones save nothing more, and a repeat after a lost answer costs more.
 const MAX_BATCH: usize = 1_000;
@@ -19,6 +21,8 @@ pub(super) struct Settling {
     session: Arc<dyn Session>,
     pending: SettleBatch,
     in_flight: Option<Arc<SettleBatch>>,
+    /// Of those in flight, the ones that can come back under the same number.
+    gives_up: HashSet<Identity, NumberHasher>,
     call: Call<Result<()>>,
     pause: Pause,
 }
@@ -29,6 +33,7 @@ impl Settling {
             session,
             pending: SettleBatch::default(),
             in_flight: None,
+            gives_up: HashSet::default(),
             call: Call::none(),
             pause: Pause::new(Duration::from_millis(20), Duration::from_secs(2)),
         }
@@ -63,6 +68,12 @@ impl Settling {
             .collect()
     }
 
+    /// Whether an outcome with which this delivery leaves the session has been sent and not answered. A claim that brings
+    /// it brings it anew, then: nothing is handed out that was held when the claim was made.
+    pub(super) fn gives_up(&self, delivery: &Delivery) -> bool {
+        self.gives_up.contains(&identity(delivery))
+    }
+
     /// Drops what has not been sent of a partition that was lost, and returns its outcomes.
     pub(super) fn drop_partition(&mut self, partition: Partition) -> Vec<Settlement> {
         self.pending.parks.retain(|park| park.partition != partition);
@@ -85,6 +96,8 @@ impl Settling {
                 self.pending.settlements = batch.settlements.split_off(MAX_BATCH);
                 self.pending.parks = std::mem::take(&mut batch.parks);
             }
+            let can_come_back = batch.settlements.iter().filter(|settlement| settlement.outcome.can_come_back());
+            self.gives_up.extend(can_come_back.map(|settlement| identity(&settlement.delivery)));
             self.in_flight = Some(Arc::new(batch));
         }
         if let Some(batch) = self.in_flight.clone() {
@@ -107,6 +120,7 @@ impl Settling {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) => {
                     self.pause.reset();
+                    self.gives_up.clear();
                     if let Some(batch) = self.in_flight.take() {
                         return Poll::Ready(Ok(batch));
                     }

@@ -48,7 +48,7 @@ fn check_life(
 fn counts(index: &Index<'_>, run: &Run<'_>) -> bool {
     match run.how {
         Some(RunEnd::Snooze { .. }) => false,
-        Some(RunEnd::Cancelled) => index.unclean(run.worker, run.handler, run.start, run.end).is_some(),
+        Some(RunEnd::Cancelled) => index.unclean(run, run.start, run.end).is_some(),
         _ => true,
     }
 }
@@ -61,7 +61,7 @@ fn check_pair(
     found: &mut Found<'_>,
 ) {
     let name = index.name(delivery);
-    let unclean = index.unclean(run.worker, run.handler, run.start, next.start);
+    let unclean = index.unclean(run, run.start, next.start);
     let evidence = || [run.start, run.end].into_iter().chain(unclean).filter(|at| *at != NEVER);
     let (reported, delay) = match run.how {
         Some(RunEnd::Done | RunEnd::Discard) => {

@@ -44,7 +44,10 @@ fn problems(
     claim(dead.key == delivery.event.key, "has another key");
     claim(!dead.errors.is_empty(), "has no error");
     let is_undecodable = dead.reason == "undecodable";
-    claim(is_undecodable == delivery.event.is_garbage, "has the wrong reason");
+    // What was never decoded can be exhausted all the same, by workers that vanished.
+    let is_lost = dead.reason == "exhausted" && index.count_unclean(delivery.handler, began, at) > dead.failures;
+    let is_right = is_undecodable == delivery.event.is_garbage || (delivery.event.is_garbage && is_lost);
+    claim(is_right, "has the wrong reason");
     let holds_key = rules.holds_key && delivery.event.key.is_some() && !is_undecodable;
     claim(dead.holds_key == holds_key, if holds_key { "does not hold its key" } else { "holds its key" });
     if is_undecodable {
@@ -53,7 +56,7 @@ fn problems(
     claim(dead.errors.last() == Some(&dead.failures), "does not end with the error of its last failure");
     let last = runs.last();
     // After an unclean event of its worker nobody knows how the last run was stored.
-    let is_certain = |run: &&&Run<'_>| index.unclean(run.worker, run.handler, run.start, at).is_none();
+    let is_certain = |run: &&&Run<'_>| index.unclean(run, run.start, at).is_none();
     match dead.reason.as_str() {
         "exhausted" => {
             claim(dead.failures >= rules.max_attempts, "still had attempts");
@@ -61,7 +64,10 @@ fn problems(
             let charges = index.count_unclean(delivery.handler, began, at);
             claim(last.is_some() || charges > dead.failures, "was never run");
             let is_last = last.filter(is_certain).is_none_or(|run| {
-                run.attempt >= rules.max_attempts && run.how.is_some_and(|end| end.failure().is_some())
+                let has_failed = run.how.is_some_and(|end| end.failure().is_some());
+                let reported = run.attempt.saturating_sub(u32::from(!has_failed));
+                let charges = index.count_unclean(delivery.handler, run.start, at);
+                reported.saturating_add(charges) >= rules.max_attempts
             });
             claim(is_last, "was given up, though its last run was not a last failure");
         }

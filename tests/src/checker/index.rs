@@ -134,11 +134,12 @@ impl<'h> Index<'h> {
         })
     }
 
-    /// The first unclean event after `from` and before `to` that struck this worker's hold on this handler.
-    pub(super) fn unclean(&self, worker: u32, handler: u32, from: usize, to: usize) -> Option<usize> {
-        let whole = first_between(self.workers.get(&worker), from, to);
-        let part = first_between(self.partitions.get(&(worker, handler)), from, to);
-        whole.into_iter().chain(part).min()
+    /// The first unclean event after `from` and before `to` that struck its worker's hold on this run's delivery. What has
+    /// no key lies in no partition.
+    pub(super) fn unclean(&self, run: &Run<'_>, from: usize, to: usize) -> Option<usize> {
+        let whole = first_between(self.workers.get(&run.worker), from, to);
+        let partition = self.partitions.get(&(run.worker, run.handler)).filter(|_| run.key.is_some());
+        whole.into_iter().chain(first_between(partition, from, to)).min()
     }
 
     /// How many unclean events there were between two positions that may have struck this handler's deliveries.

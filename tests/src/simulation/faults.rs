@@ -17,9 +17,9 @@ pub struct FaultPlan {
     pub slow: f64,
     /// The longest such time.
     pub slowest: Duration,
-    /// A claim hands a delivery out that it has handed out before and that is still held.
+    /// A claim's answer has a delivery twice.
     pub duplicate: f64,
-    /// A claim shows deliveries as they were when the call was made, though they have been settled meanwhile.
+    /// A claim's answer travels for up to four times [`FaultPlan::slowest`], while other calls take effect and are answered.
     pub stale: f64,
     /// A wake-up gets lost.
     pub lost_wake_up: f64,
@@ -104,8 +104,9 @@ impl Faults {
         self.chance(self.plan.duplicate)
     }
 
-    pub(super) fn is_stale(&self) -> bool {
-        self.chance(self.plan.stale)
+    /// How long a claim's answer travels.
+    pub(super) fn staleness(&self) -> Duration {
+        if self.chance(self.plan.stale) { self.part_of(self.plan.slowest * 4) } else { Duration::ZERO }
     }
 
     /// A number below `end`, or 0.

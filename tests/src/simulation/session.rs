@@ -1,12 +1,11 @@
 //! A worker's hold on the store.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use event_bus_core::backend::{ClaimRequest, Claimed, Delivery, Notice, Partition, Session, SettleBatch};
+use event_bus_core::backend::{ClaimRequest, Claimed, Notice, Partition, Session, SettleBatch};
 use event_bus_core::{Error, ErrorKind, Result};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -17,9 +16,6 @@ use super::link::Link;
 use super::members::{Knows, Next, SessionId};
 use super::settle::breaches;
 use super::trace;
-
-/// How many deliveries are remembered, to be handed out a second time.
-const REMEMBERED: usize = 8;
 
 pub(super) struct SimulatedSession {
     store: SimulatedStore,
@@ -32,7 +28,6 @@ pub(super) struct SimulatedSession {
     settles: AtomicU64,
     claiming: AtomicBool,
     settling: AtomicBool,
-    recent: Mutex<VecDeque<Delivery>>,
 }
 
 impl SimulatedSession {
@@ -53,21 +48,7 @@ impl SimulatedSession {
             settles: AtomicU64::new(0),
             claiming: AtomicBool::new(false),
             settling: AtomicBool::new(false),
-            recent: Mutex::default(),
         }
-    }
-
-    fn recent(&self) -> std::sync::MutexGuard<'_, VecDeque<Delivery>> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A delivery of an earlier answer that is still held.
-    fn held_before(&self, choice: usize) -> Option<Delivery> {
-        let recent = self.recent();
-        let held =
-            recent.iter().filter(|delivery| self.store.shared.with(|state| state.is_held(self.id, delivery)));
-        let held: Vec<_> = held.collect();
-        held.get(choice % held.len().max(1)).map(|delivery| (*delivery).clone())
     }
 
     fn store_outcomes(&self, number: u64, batch: &SettleBatch) -> Result<()> {
@@ -124,7 +105,6 @@ impl Session for SimulatedSession {
             Fate::ErrorBefore | Fate::ErrorAfter | Fate::Late(_) => return Err(unavailable("claim")),
             Fate::Fine => {}
         }
-        let stale = if faults.is_stale() { self.held_before(faults.below(REMEMBERED)) } else { None };
         let claimed = shared.with(|state| state.claim(self.id, turn, request, Instant::now()));
         self.learn(&claimed);
         let mut claimed = claimed?;
@@ -135,16 +115,10 @@ impl Session for SimulatedSession {
             claimed.deliveries.push(delivery.clone());
         }
         pause(drawn.after).await;
+        // What was read is old by the time it arrives: the partition may be lost, the rest settled or published.
+        pause(faults.staleness()).await;
         self.link.pass().await;
-        claimed.deliveries.extend(stale);
-        if faults.duplicates() {
-            claimed.deliveries.extend(self.held_before(faults.below(REMEMBERED)));
-        }
         tracing::trace!("session {} claim answered: {}", self.id, trace::claim(request, &claimed));
-        let mut recent = self.recent();
-        recent.extend(claimed.deliveries.iter().cloned());
-        let surplus = recent.len().saturating_sub(REMEMBERED);
-        recent.drain(..surplus);
         Ok(claimed)
     }
 
