@@ -48,7 +48,7 @@ fn check_life(
 fn counts(index: &Index<'_>, run: &Run<'_>) -> bool {
     match run.how {
         Some(RunEnd::Snooze { .. }) => false,
-        Some(RunEnd::Cancelled) => index.unclean(run, run.start, run.end).is_some(),
+        Some(RunEnd::Cancelled) => index.lost_its_right(run),
         _ => true,
     }
 }

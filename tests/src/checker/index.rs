@@ -134,12 +134,27 @@ impl<'h> Index<'h> {
         })
     }
 
-    /// The first unclean event after `from` and before `to` that struck its worker's hold on this run's delivery. What has
-    /// no key lies in no partition.
+    /// The first unclean event from the moment of `from` on and before `to` that struck its worker's hold on this run's
+    /// delivery. What has no key lies in no partition.
     pub(super) fn unclean(&self, run: &Run<'_>, from: usize, to: usize) -> Option<usize> {
-        let whole = first_between(self.workers.get(&run.worker), from, to);
+        let whole = self.first_between(self.workers.get(&run.worker), from, to);
         let partition = self.partitions.get(&(run.worker, run.handler)).filter(|_| run.key.is_some());
-        whole.into_iter().chain(first_between(partition, from, to)).min()
+        whole.into_iter().chain(self.first_between(partition, from, to)).min()
+    }
+
+    /// Whether a run that was cancelled lost its right, rather than being cut short by a shutdown. The loss of a partition
+    /// cancels in the same moment; one that did not was another partition of the handler.
+    pub(super) fn lost_its_right(&self, run: &Run<'_>) -> bool {
+        let ended_at = self.time(run.end);
+        let partitions = self.partitions.get(&(run.worker, run.handler)).filter(|_| run.key.is_some());
+        self.first_between(self.workers.get(&run.worker), run.start, run.end).is_some()
+            || partitions.into_iter().flatten().any(|at| self.time(*at) == ended_at)
+    }
+
+    fn first_between(&self, events: Option<&Vec<usize>>, from: usize, to: usize) -> Option<usize> {
+        let (events, since) = (events?, self.time(from));
+        // What happened in the same moment may have come first.
+        events.get(events.partition_point(|at| self.time(*at) < since)).copied().filter(|at| *at < to)
     }
 
     /// How many unclean events there were between two positions that may have struck this handler's deliveries.
@@ -165,11 +180,6 @@ impl<'h> Index<'h> {
         lives.extend(replays.map(|replay| (replay, Vec::new())));
         lives
     }
-}
-
-fn first_between(events: Option<&Vec<usize>>, from: usize, to: usize) -> Option<usize> {
-    let events = events?;
-    events.get(events.partition_point(|at| *at <= from)).copied().filter(|at| *at < to)
 }
 
 struct Building<'h, 'r> {

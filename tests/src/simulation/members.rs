@@ -217,7 +217,8 @@ impl State {
     ) -> Option<u32> {
         let member = self.members.get_mut(&session).filter(|member| member.is_alive)?;
         member.is_alive = false;
-        member.notices.clear();
+        // What it lost before is free earlier than the rest, so it hears of that as it would have.
+        member.notices.retain(|(_, told)| matches!(told, Told::Lost(_)));
         if let Some(told_at) = told_at {
             member.tell(told_at, Told::Ended);
         }
