@@ -369,7 +369,8 @@ pub enum Notice {
     /// [`release`](Session::release) it. Core makes no claim while it releases.
     Revoke(Partition),
     /// The right to this partition is gone: its runs are cancelled, its outcomes dropped, and so is what a claim that was
-    /// made before brings of it. If the session gets it back, it hands its deliveries out anew to later claims.
+    /// made before brings of it. A session can get it back only after it has told this, and hands its deliveries out anew
+    /// to later claims.
     Lost(Partition),
     /// The session is over: as `Lost` for everything.
     Ended(Error),

@@ -22,6 +22,9 @@ const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// The first pause between two looks into an empty store; it doubles up to the configured poll interval.
 const FIRST_IDLE: Duration = Duration::from_millis(50);
 
+/// What a claim asked for and what it brought.
+pub(super) type Answer = (Arc<ClaimRequest>, Claimed);
+
 /// Claims one at a time: when a notice, the last answer or the poll timer says that there may be something, and a quarter
 /// of a handler's window is free.
 pub(super) struct Claims {
@@ -126,16 +129,17 @@ impl Claims {
         }
     }
 
-    /// A claim's answer with its request, or the error that ends the session. Transient errors are retried here.
+    /// A claim's answer with its request, or the error that ends the session. After a transient error there is a pause;
+    /// `None` says that it is over. (The next turn asks again, when everything that happened meanwhile is taken in.)
     pub(super) fn poll_claimed(
         &mut self,
         task: &mut TaskContext<'_>,
         lanes: &mut Lanes,
         randomness: &Randomness,
-    ) -> Poll<Result<(Arc<ClaimRequest>, Claimed), Error>> {
+    ) -> Poll<Result<Option<Answer>, Error>> {
         loop {
             if self.pause.poll(task).is_ready() {
-                self.send(lanes);
+                return Poll::Ready(Ok(None));
             }
             let answer = match self.call.poll(task) {
                 Poll::Pending => return Poll::Pending,
@@ -152,7 +156,7 @@ impl Claims {
                             *may_have = true;
                         }
                     }
-                    return Poll::Ready(Ok((asked, claimed)));
+                    return Poll::Ready(Ok(Some((asked, claimed))));
                 }
                 Err(error) if is_fatal(&error) => return Poll::Ready(Err(error)),
                 Err(error) => {

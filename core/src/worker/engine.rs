@@ -277,7 +277,7 @@ impl Engine {
         if self.draining.is_none() {
             match self.claims.poll_claimed(task, &mut self.lanes, randomness) {
                 Poll::Ready(Ok(answer)) => {
-                    news.claimed.push(answer);
+                    news.claimed.extend(answer);
                     has_news = true;
                 }
                 Poll::Ready(Err(error)) => news.fatal = Some(error),

@@ -171,7 +171,7 @@ impl State {
         Ok(())
     }
 
-    /// The session knows that it gave this partition back.
+    /// The session knows that it gave this partition back, or lost it.
     pub(super) fn released(&mut self, session: SessionId, partition: Partition) {
         if let Some(Some(part)) = self.part_mut(session, partition) {
             part.barred.retain(|barred| *barred != session);
@@ -253,6 +253,7 @@ impl State {
         let part = &mut self.queues[queue].parts[position];
         part.give_back(super::state::Row::crash);
         part.free_at = Some(free_at);
+        part.barred.push(session);
         self.is_unassigned = true;
         Some(self.queues[queue].name.clone())
     }
@@ -324,6 +325,7 @@ impl State {
                 Told::Lost(partition) => {
                     let queue = member.queues.get(partition.handler.get()).copied();
                     let handler = queue.map(|queue| self.queues[queue].name.clone());
+                    self.released(session, partition);
                     Next::Now(Notice::Lost(partition), handler.map(Knows::Lost))
                 }
                 Told::Ended => Next::Now(Notice::Ended(lease_lost("wait")), Some(Knows::Ended)),

@@ -66,7 +66,7 @@ pub(super) struct Part {
     pub(super) is_revoked: bool,
     /// Parked lanes of which its owner has not been told.
     pub(super) untold: VecDeque<Arc<str>>,
-    /// Sessions whose release was done, but which do not know: they must not be given the part back meanwhile.
+    /// Sessions that gave it back or lost it, but do not know yet: they must not be given it again meanwhile.
     pub(super) barred: Vec<SessionId>,
 }
 

@@ -50,7 +50,6 @@ fn simulate(seed: u64) -> Outcome {
 }
 
 #[test]
-#[ignore = "not green yet: about 1 life in 50 breaks a promise, by the engine or by the simulated store; run it with --ignored"]
 fn ten_thousand_lives_break_no_promise() {
     if let Some(seed) = number("EVENT_BUS_SIM_SEED") {
         return replay(seed);
