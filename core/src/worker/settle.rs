@@ -96,7 +96,8 @@ impl Settling {
                 self.pending.settlements = batch.settlements.split_off(MAX_BATCH);
                 self.pending.parks = std::mem::take(&mut batch.parks);
             }
-            let can_come_back = batch.settlements.iter().filter(|settlement| settlement.outcome.can_come_back());
+            let can_come_back =
+                batch.settlements.iter().filter(|settlement| settlement.outcome.can_come_back());
             self.gives_up.extend(can_come_back.map(|settlement| identity(&settlement.delivery)));
             self.in_flight = Some(Arc::new(batch));
         }

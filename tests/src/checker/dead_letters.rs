@@ -45,7 +45,8 @@ fn problems(
     claim(!dead.errors.is_empty(), "has no error");
     let is_undecodable = dead.reason == "undecodable";
     // What was never decoded can be exhausted all the same, by workers that vanished.
-    let is_lost = dead.reason == "exhausted" && index.count_unclean(delivery.handler, began, at) > dead.failures;
+    let is_lost =
+        dead.reason == "exhausted" && index.count_unclean(delivery.handler, began, at) > dead.failures;
     let is_right = is_undecodable == delivery.event.is_garbage || (delivery.event.is_garbage && is_lost);
     claim(is_right, "has the wrong reason");
     let holds_key = rules.holds_key && delivery.event.key.is_some() && !is_undecodable;
