@@ -18,7 +18,6 @@
 //! *one-at-a-time* and *key-order* hold within one `publish` call. Two calls that overlap in time run side by side.
 
 mod backend;
-mod error;
 
-pub use backend::{InlineBackend, MAX_DEPTH};
-pub use error::{FailedRun, FailedRuns};
+pub use backend::InlineBackend;
+pub use event_bus_core::inline::{FailedRun, FailedRuns, MAX_DEPTH};

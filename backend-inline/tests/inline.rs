@@ -201,7 +201,7 @@ async fn a_snooze_is_a_failure_because_inline_cannot_wait() {
     assert!(
         error
             .message()
-            .contains("stock on orders.paid: asked to wait for 60s, and the inline backend cannot wait"),
+            .contains("stock on orders.paid: asked to wait for 60s, and nobody can wait inside publish"),
         "{error}"
     );
 }

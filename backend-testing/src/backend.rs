@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use event_bus_core::backend::{
-    Addressed, Backend, Capabilities, ClaimRequest, Claimed, Connection, Delivery, HandlerIndex, Notice,
-    Publication, Session, SettleBatch, Stored, Watched, Watcher, WorkerSpec,
+    Backend, Capabilities, ClaimRequest, Claimed, Connection, Delivery, Notice, Publication, Session,
+    SettleBatch, Stored, Watched, Watcher, WorkerSpec,
 };
-use event_bus_core::registry::{Registered, Registry};
+use event_bus_core::registry::Registry;
 use event_bus_core::{Error, ErrorKind, EventBus, Result};
 
 use crate::TestSession;
@@ -148,17 +148,6 @@ impl Backend for TestingBackend {
     async fn open(&self, _: &WorkerSpec) -> Result<Arc<dyn Session>> {
         Ok(Arc::new(Answering))
     }
-}
-
-/// The handlers an event is for.
-pub(crate) fn handlers_of<'a>(
-    event: &'a Addressed,
-    registry: &'a Registry,
-) -> impl Iterator<Item = (HandlerIndex, &'a Registered)> {
-    event.handlers.iter().filter_map(|name| {
-        let mut handlers = (0_u32..).map(HandlerIndex).zip(registry.handlers());
-        handlers.find(|(_, handler)| handler.name() == name)
-    })
 }
 
 /// A worker's session with nothing to claim; it says yes to `complete_in`.

@@ -9,7 +9,6 @@ mod backend;
 mod drain;
 mod faults;
 mod handle;
-mod inline;
 mod line;
 mod mode;
 mod ownership;
@@ -21,9 +20,9 @@ mod strays;
 
 pub use backend::TestingBackend;
 pub use drain::{DeliveryRun, DrainReport, MAX_RUNS, RunResult};
+pub use event_bus_core::inline::{FailedRun, FailedRuns};
 pub use faults::Fault;
 pub use handle::{InTest, TestHandle};
-pub use inline::{FailedRun, FailedRuns};
 pub use mode::Mode;
 pub use ownership::Scoped;
 #[doc(hidden)]

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use event_bus_core::backend::{Delivery, DeliveryId, Publication};
+use event_bus_core::inline::{first_delivery, handlers_of};
 use event_bus_core::registry::{Registered, Registry};
-
-use crate::backend::handlers_of;
-use crate::inline::delivery;
 
 /// Deliveries that have yet to run, and the virtual time.
 #[derive(Default)]
@@ -63,7 +61,7 @@ impl Line {
                 let id = self.new_id();
                 let place = call.delay.is_zero().then(|| self.new_place());
                 self.entries.push(Entry {
-                    delivery: delivery(id, index, event),
+                    delivery: first_delivery(id, index, event),
                     handler: handler.clone(),
                     due: self.now.saturating_add(call.delay),
                     place,

@@ -5,12 +5,12 @@ use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_bus_core::backend::{Stored, Watched};
+use event_bus_core::inline::run_all;
 use event_bus_core::{Event, Result, codec};
 
 use crate::Mode;
-use crate::backend::Shared;
+use crate::backend::{Answering, NAME, Shared};
 use crate::faults::Faults;
-use crate::inline;
 use crate::line::Line;
 use crate::ownership::{Owners, Scoped};
 use crate::record::{Record, Standing, list};
@@ -64,7 +64,8 @@ impl State {
             Noted::Answer(answer) => answer,
             Noted::RunInline(answer) => {
                 let bus = self.shared.bus()?;
-                Scoped::new(self.clone(), inline::run_all(bus.registry(), &call.publication.events)).await?;
+                let run = run_all(bus.registry(), &call.publication.events, Some(Arc::new(Answering)), NAME);
+                Scoped::new(self.clone(), run).await?;
                 answer
             }
         }

@@ -49,8 +49,8 @@ async fn inline_runs_all_handlers_and_returns_every_failure() {
     assert_eq!(error.kind(), ErrorKind::HandlerFailed);
     assert_eq!(
         error.message(),
-        "2 of 3 handler runs failed: stock on tick: no shelf; mail on tick: asked to wait for 1s, and inline mode \
-         cannot wait"
+        "2 of 3 handler runs failed: stock on tick: no shelf; mail on tick: asked to wait for 1s, and nobody \
+         can wait inside publish"
     );
     let failed: &FailedRuns = error.source().unwrap().downcast_ref().unwrap();
     assert_eq!(failed.runs()[1].handler(), "mail");

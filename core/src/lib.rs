@@ -13,6 +13,7 @@ mod envelope;
 mod error;
 mod event;
 mod handler;
+pub mod inline;
 mod partitioned;
 mod publish;
 pub mod registry;
