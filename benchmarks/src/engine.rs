@@ -14,7 +14,7 @@ use crate::report::Report;
 use crate::scenarios::Scale;
 
 /// Deliveries per second for free and keyed deliveries, and bytes per waiting delivery.
-pub async fn measure(scale: &Scale, report: &mut Report) -> Result<(), AnyError> {
+pub async fn measure(scale: Scale, report: &mut Report) -> Result<(), AnyError> {
     let count = 1_000_000 / scale.divisor;
     let payload = event_bus::codec::encode(&Ticked::new(1, None))?;
     // First, before other runs leave freed memory behind that would be used again unseen.

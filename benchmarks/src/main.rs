@@ -1,6 +1,6 @@
 //! What the bus does per second, beside what the bare driver does, in one run.
 //!
-//! `cargo xtask bench` runs everything; `cargo xtask bench engine b e1000` some of it; `--quick` with a tenth of the events.
+//! `cargo xtask bench` runs everything; `cargo xtask bench sqlite b e1000` some of it; `--quick` with a tenth of the events.
 //! Prints one JSON line a measurement and a table at the end. Only ratios from one run mean anything: machines differ and
 //! are noisy.
 
@@ -9,9 +9,10 @@
 mod engine;
 mod event;
 mod memory;
-mod raw_sqlite;
 mod report;
 mod scenarios;
+mod target;
+mod targets;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,12 +21,14 @@ use clap::{Parser, ValueEnum};
 
 use report::Report;
 use scenarios::Scale;
+use target::Target;
 
 #[derive(Parser)]
 #[command(about = "Benchmarks of the event bus")]
 struct Arguments {
-    /// What to measure; everything when left out.
-    workloads: Vec<Workload>,
+    /// Of which backends and which workloads; everything that is left out is measured.
+    #[arg(value_parser = Choice::parse, value_name = "BACKEND|WORKLOAD", long_help = choices())]
+    choices: Vec<Choice>,
     /// A tenth of the events.
     #[arg(long)]
     quick: bool,
@@ -35,18 +38,53 @@ struct Arguments {
     /// Appends the JSON lines to this file as well.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Where database files are made; must be a disk, not memory.
+    /// Where SQLite's files are made; must be a disk, not memory.
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Used by the benchmarks themselves: drains this database in a process of its own and prints its memory.
+    /// Used by the benchmarks themselves: drains this store in a process of its own and prints its memory.
     #[arg(long, hide = true)]
-    drain: Option<PathBuf>,
+    drain: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// The engine alone over an in-memory store: deliveries per second, bytes per waiting delivery.
+    Engine,
+    /// Files, no server.
+    Sqlite,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    Backend(Backend),
+    Workload(Workload),
+}
+
+impl Choice {
+    fn parse(word: &str) -> Result<Self, String> {
+        let backend = Backend::from_str(word, true).map(Self::Backend);
+        backend.or_else(|_| Workload::from_str(word, true).map(Self::Workload)).map_err(|_| choices())
+    }
+}
+
+/// The words one can choose from.
+fn choices() -> String {
+    fn words<V: ValueEnum>() -> String {
+        let values = V::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let lines = values.map(|value| {
+            format!(
+                "  {:<8} {}\n",
+                value.get_name(),
+                value.get_help().map(ToString::to_string).unwrap_or_default()
+            )
+        });
+        lines.collect()
+    }
+    format!("Backends:\n{}Workloads:\n{}", words::<Backend>(), words::<Workload>())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum Workload {
-    /// The engine alone over an in-memory store: deliveries per second, bytes per waiting delivery.
-    Engine,
     /// 16 publishers, one call an event.
     A1,
     /// Batches of 1,000.
@@ -90,31 +128,56 @@ fn main() -> ExitCode {
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn run(arguments: Arguments) -> Result<(), AnyError> {
-    if let Some(file) = arguments.drain {
-        return scenarios::drain_in_this_process(&file).await;
+    if let Some(url) = arguments.drain {
+        return scenarios::drain_in_this_process(&url).await;
     }
     let mut report = Report::new(arguments.json)?;
-    let scale = Scale {
-        divisor: if arguments.quick { 10 } else { 1 },
-        runs: arguments.runs.max(1),
-        dir: arguments.dir.unwrap_or_else(std::env::temp_dir),
-    };
-    let all = Workload::value_variants();
-    for workload in if arguments.workloads.is_empty() { all } else { &arguments.workloads } {
-        match workload {
-            Workload::Engine => engine::measure(&scale, &mut report).await?,
-            Workload::A1 => scenarios::publish_singles(&scale, &mut report).await?,
-            Workload::A2 => scenarios::publish_batches(&scale, &mut report).await?,
-            Workload::B => scenarios::drain(&scale, &mut report, "b", None).await?,
-            Workload::C => scenarios::latency(&scale, &mut report).await?,
-            Workload::D => scenarios::publish_and_process(&scale, &mut report).await?,
-            Workload::E1000 => scenarios::drain(&scale, &mut report, "e1000", Some(1_000)).await?,
-            Workload::E10 => scenarios::drain(&scale, &mut report, "e10", Some(10)).await?,
-            Workload::Backlog => scenarios::backlog(&scale, &mut report).await?,
-            Workload::FanOut => scenarios::fan_out(&scale, &mut report).await?,
-            Workload::Blocked => scenarios::blocked_key(&scale, &mut report).await?,
+    let scale = Scale { divisor: if arguments.quick { 10 } else { 1 }, runs: arguments.runs.max(1) };
+    let dir = arguments.dir.unwrap_or_else(std::env::temp_dir);
+    let chosen = |is_one: fn(&Choice) -> bool| arguments.choices.iter().any(is_one);
+    let (any_backend, any_workload) =
+        (!chosen(|c| matches!(c, Choice::Backend(_))), !chosen(|c| matches!(c, Choice::Workload(_))));
+    for backend in Backend::value_variants() {
+        if !any_backend && !arguments.choices.contains(&Choice::Backend(*backend)) {
+            continue;
+        }
+        let target: Box<dyn Target> = match backend {
+            Backend::Engine => {
+                // It has workloads of its own.
+                if any_workload {
+                    engine::measure(scale, &mut report).await?;
+                }
+                continue;
+            }
+            Backend::Sqlite => Box::new(targets::sqlite::Sqlite { dir: dir.clone() }),
+        };
+        report.of(target.name());
+        for workload in Workload::value_variants() {
+            if any_workload || arguments.choices.contains(&Choice::Workload(*workload)) {
+                measure(*workload, &*target, scale, &mut report).await?;
+            }
         }
     }
     report.print_table();
     Ok(())
+}
+
+async fn measure(
+    workload: Workload,
+    target: &dyn Target,
+    scale: Scale,
+    report: &mut Report,
+) -> Result<(), AnyError> {
+    match workload {
+        Workload::A1 => scenarios::publish_singles(target, scale, report).await,
+        Workload::A2 => scenarios::publish_batches(target, scale, report).await,
+        Workload::B => scenarios::drain(target, scale, report, "b", None).await,
+        Workload::C => scenarios::latency(target, scale, report).await,
+        Workload::D => scenarios::publish_and_process(target, scale, report).await,
+        Workload::E1000 => scenarios::drain(target, scale, report, "e1000", Some(1_000)).await,
+        Workload::E10 => scenarios::drain(target, scale, report, "e10", Some(10)).await,
+        Workload::Backlog => scenarios::backlog(target, scale, report).await,
+        Workload::FanOut => scenarios::fan_out(target, scale, report).await,
+        Workload::Blocked => scenarios::blocked_key(target, scale, report).await,
+    }
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
+    pub backend: &'static str,
     pub workload: String,
     pub what: String,
     pub value: f64,
@@ -19,6 +20,7 @@ pub struct Row {
 
 /// All figures of a run.
 pub struct Report {
+    backend: &'static str,
     rows: Vec<Row>,
     file: Option<File>,
 }
@@ -26,7 +28,12 @@ pub struct Report {
 impl Report {
     pub fn new(path: Option<PathBuf>) -> io::Result<Self> {
         let file = path.map(|path| File::options().create(true).append(true).open(path)).transpose()?;
-        Ok(Self { rows: Vec::new(), file })
+        Ok(Self { backend: "engine", rows: Vec::new(), file })
+    }
+
+    /// What the following figures are of.
+    pub fn of(&mut self, backend: &'static str) {
+        self.backend = backend;
     }
 
     /// Reports the median of several samples of one figure, and returns it.
@@ -34,6 +41,7 @@ impl Report {
         samples.sort_by(f64::total_cmp);
         let value = samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN);
         let row = Row {
+            backend: self.backend,
             workload: workload.to_owned(),
             what: what.to_owned(),
             value,
@@ -55,12 +63,17 @@ impl Report {
 
     pub fn print_table(&self) {
         let mut out = io::stdout().lock();
-        let _ = writeln!(out, "\n{:<10} {:<44} {:>12} {:>25}  unit", "workload", "what", "median", "min–max");
+        let _ = writeln!(
+            out,
+            "\n{:<10} {:<10} {:<44} {:>12} {:>25}  unit",
+            "backend", "workload", "what", "median", "min–max"
+        );
         for row in &self.rows {
             let range = format!("{}–{}", number(row.min), number(row.max));
             let _ = writeln!(
                 out,
-                "{:<10} {:<44} {:>12} {range:>25}  {}",
+                "{:<10} {:<10} {:<44} {:>12} {range:>25}  {}",
+                row.backend,
                 row.workload,
                 row.what,
                 number(row.value),

@@ -1,66 +1,79 @@
 //! One scenario a question, each over the public API and a fresh store, beside the bare driver.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use event_bus::EventBus;
 use event_bus::prelude::*;
 use hdrhistogram::Histogram;
-use tempfile::TempDir;
 use tokio::sync::mpsc;
 
+use crate::AnyError;
 use crate::engine::peak_bytes;
 use crate::event::{Counter, Ticked, nanos, rate};
 use crate::report::Report;
-use crate::{AnyError, raw_sqlite};
+use crate::target::{Figure, Raw, Store, Target};
 
-/// How much is measured, and where.
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
 pub struct Scale {
     pub divisor: usize,
     pub runs: usize,
-    pub dir: PathBuf,
 }
 
-impl Scale {
-    fn fresh(&self) -> Result<TempDir, AnyError> {
-        Ok(tempfile::tempdir_in(&self.dir)?)
+/// Rates of the bus and of the bare driver, taken in turns.
+#[derive(Default)]
+struct Rates {
+    ours: Vec<f64>,
+    raw: Vec<f64>,
+    how: &'static str,
+}
+
+impl Rates {
+    async fn add_raw(&mut self, store: &dyn Store, question: Raw, count: usize) -> Result<(), AnyError> {
+        let payload = event_bus::codec::encode(&Ticked::new(1, None))?;
+        if let Some(measured) = store.raw(question, count, &payload).await?
+            && let Figure::PerSecond(rate) = measured.figure
+        {
+            self.how = measured.how;
+            self.raw.push(rate);
+        }
+        Ok(())
+    }
+
+    fn report(self, report: &mut Report, workload: &str, what: &str, unit: &'static str) {
+        let ours = report.add(workload, what, unit, self.ours);
+        if !self.raw.is_empty() {
+            let raw = report.add(workload, self.how, unit, self.raw);
+            report.add(workload, "ours / raw", "ratio", vec![ours / raw]);
+        }
     }
 }
 
-fn url(file: &Path) -> String {
-    format!("sqlite://{}", file.display())
-}
-
 /// A bus whose handler counts.
-async fn counting_bus(file: &Path, counter: &Counter) -> Result<EventBus, AnyError> {
+async fn counting_bus(url: &str, counter: &Counter) -> Result<EventBus, AnyError> {
     let counted = counter.clone();
     let builder = EventBus::builder().handle_fn("bench.nothing", move |_: Ticked| {
         counted.add();
         async { Ok(()) }
     });
-    let bus = builder.connect(&url(file)).await?.build()?;
+    let bus = builder.connect(url).await?.build()?;
     bus.migrate().await?;
     Ok(bus)
 }
 
 /// A1: 16 publishers, one call an event.
-pub async fn publish_singles(scale: &Scale, report: &mut Report) -> Result<(), AnyError> {
+pub async fn publish_singles(target: &dyn Target, scale: Scale, report: &mut Report) -> Result<(), AnyError> {
     let count = 64_000 / scale.divisor;
-    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    let mut rates = Rates::default();
     for _ in 0..scale.runs {
-        let dir = scale.fresh()?;
-        let bus = counting_bus(&dir.path().join("bench.db"), &Counter::default()).await?;
+        let store = target.fresh().await?;
+        let bus = counting_bus(&store.url(), &Counter::default()).await?;
         let start = Instant::now();
         publish_from(16, &bus, count).await?;
-        ours.push(rate(count, start));
-        let payload = event_bus::codec::encode(&Ticked::new(1, None))?;
-        raw.push(
-            raw_sqlite::insert_singles(&mut raw_sqlite::open(dir.path()).await?, &payload, count / 4).await?,
-        );
+        rates.ours.push(rate(count, start));
+        rates.add_raw(&*store, Raw::Singles, count).await?;
     }
-    let ours = report.add("a1", "publish, 16 tasks", "events/s", ours);
-    let raw = report.add("a1", "raw sqlx, one row a transaction", "rows/s", raw);
-    report.add("a1", "ours / raw", "ratio", vec![ours / raw]);
+    rates.report(report, "a1", "publish, 16 tasks", "events/s");
     Ok(())
 }
 
@@ -82,23 +95,18 @@ async fn publish_from(tasks: usize, bus: &EventBus, count: usize) -> Result<(), 
 }
 
 /// A2: batches of 1,000.
-pub async fn publish_batches(scale: &Scale, report: &mut Report) -> Result<(), AnyError> {
+pub async fn publish_batches(target: &dyn Target, scale: Scale, report: &mut Report) -> Result<(), AnyError> {
     let count = 300_000 / scale.divisor;
-    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    let mut rates = Rates::default();
     for _ in 0..scale.runs {
-        let dir = scale.fresh()?;
-        let bus = counting_bus(&dir.path().join("bench.db"), &Counter::default()).await?;
+        let store = target.fresh().await?;
+        let bus = counting_bus(&store.url(), &Counter::default()).await?;
         let start = Instant::now();
         preload(&bus, count, None).await?;
-        ours.push(rate(count, start));
-        let payload = event_bus::codec::encode(&Ticked::new(1, None))?;
-        raw.push(
-            raw_sqlite::insert_batches(&mut raw_sqlite::open(dir.path()).await?, &payload, count).await?,
-        );
+        rates.ours.push(rate(count, start));
+        rates.add_raw(&*store, Raw::Batches, count).await?;
     }
-    let ours = report.add("a2", "publish_all of 1,000", "events/s", ours);
-    let raw = report.add("a2", "raw sqlx, 1,000 rows a transaction", "rows/s", raw);
-    report.add("a2", "ours / raw", "ratio", vec![ours / raw]);
+    rates.report(report, "a2", "publish_all of 1,000", "events/s");
     Ok(())
 }
 
@@ -112,28 +120,24 @@ async fn preload(bus: &EventBus, count: usize, keys: Option<u64>) -> Result<(), 
 
 /// B and E: draining a preloaded backlog.
 pub async fn drain(
-    scale: &Scale,
+    target: &dyn Target,
+    scale: Scale,
     report: &mut Report,
     workload: &str,
     keys: Option<u64>,
 ) -> Result<(), AnyError> {
     let count = 200_000 / scale.divisor;
-    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    let mut rates = Rates::default();
     for _ in 0..scale.runs {
-        let dir = scale.fresh()?;
+        let store = target.fresh().await?;
         let counter = Counter::default();
-        let bus = counting_bus(&dir.path().join("bench.db"), &counter).await?;
+        let bus = counting_bus(&store.url(), &counter).await?;
         preload(&bus, count, keys).await?;
-        ours.push(drained(&bus, &counter, count).await?);
-        let payload = event_bus::codec::encode(&Ticked::new(1, None))?;
-        let mut connection = raw_sqlite::open(dir.path()).await?;
-        raw_sqlite::insert_batches(&mut connection, &payload, count).await?;
-        raw.push(raw_sqlite::drain(&mut connection, count).await?);
+        rates.ours.push(drained(&bus, &counter, count).await?);
+        rates.add_raw(&*store, Raw::Drain, count).await?;
     }
     let what = keys.map_or("drain".to_owned(), |keys| format!("keyed drain, {keys} keys"));
-    let ours = report.add(workload, &what, "deliveries/s", ours);
-    let raw = report.add(workload, "raw sqlx, update + delete of 500", "rows/s", raw);
-    report.add(workload, "ours / raw", "ratio", vec![ours / raw]);
+    rates.report(report, workload, &what, "deliveries/s");
     Ok(())
 }
 
@@ -150,12 +154,14 @@ async fn drained(bus: &EventBus, counter: &Counter, count: usize) -> Result<f64,
 }
 
 /// C: latency from publish to handler at 200 per second.
-pub async fn latency(scale: &Scale, report: &mut Report) -> Result<(), AnyError> {
+pub async fn latency(target: &dyn Target, scale: Scale, report: &mut Report) -> Result<(), AnyError> {
     let count = 2_000 / scale.divisor;
     let (mut p50, mut p99) = (Vec::new(), Vec::new());
+    let (mut raw_p50, mut raw_p99, mut how) = (Vec::new(), Vec::new(), "");
+    let payload = event_bus::codec::encode(&Ticked::new(1, None))?;
     for _ in 0..scale.runs {
-        let dir = scale.fresh()?;
-        let (bus, mut latencies) = latency_bus(&dir.path().join("bench.db")).await?;
+        let store = target.fresh().await?;
+        let (bus, mut latencies) = latency_bus(&store.url()).await?;
         let worker = bus.start().await?;
         let mut every = tokio::time::interval(Duration::from_millis(5));
         let mut histogram = Histogram::<u64>::new(3)?;
@@ -169,52 +175,69 @@ pub async fn latency(scale: &Scale, report: &mut Report) -> Result<(), AnyError>
         p50.push(histogram.value_at_quantile(0.5) as f64 / 1e6);
         p99.push(histogram.value_at_quantile(0.99) as f64 / 1e6);
         worker.shutdown(Duration::from_secs(5)).await?;
+        if let Some(measured) = store.raw(Raw::Latency, count, &payload).await?
+            && let Figure::Latency { p50_ms, p99_ms } = measured.figure
+        {
+            how = measured.how;
+            raw_p50.push(p50_ms);
+            raw_p99.push(p99_ms);
+        }
     }
-    report.add("c", "publish to handler at 200/s, p50", "ms", p50);
-    report.add("c", "publish to handler at 200/s, p99", "ms", p99);
+    for (quantile, ours, raw) in [("p50", p50, raw_p50), ("p99", p99, raw_p99)] {
+        let ours = report.add("c", &format!("publish to handler at 200/s, {quantile}"), "ms", ours);
+        if !raw.is_empty() {
+            let raw = report.add("c", &format!("{how}, {quantile}"), "ms", raw);
+            report.add("c", &format!("ours / raw, {quantile}"), "ratio", vec![ours / raw]);
+        }
+    }
     Ok(())
 }
 
-async fn latency_bus(file: &Path) -> Result<(EventBus, mpsc::UnboundedReceiver<u64>), AnyError> {
+async fn latency_bus(url: &str) -> Result<(EventBus, mpsc::UnboundedReceiver<u64>), AnyError> {
     let (report, latencies) = mpsc::unbounded_channel();
     let builder = EventBus::builder().handle_fn("bench.latency", move |event: Ticked| {
         // Nobody listening is no failure of the handler.
         let _ = report.send(nanos().saturating_sub(event.sent_at_nanos));
         async { Ok(()) }
     });
-    let bus = builder.connect(&url(file)).await?.build()?;
+    let bus = builder.connect(url).await?.build()?;
     bus.migrate().await?;
     Ok((bus, latencies))
 }
 
 /// D: 16 publishers, single events, processed at the same time.
-pub async fn publish_and_process(scale: &Scale, report: &mut Report) -> Result<(), AnyError> {
+pub async fn publish_and_process(
+    target: &dyn Target,
+    scale: Scale,
+    report: &mut Report,
+) -> Result<(), AnyError> {
     let count = 64_000 / scale.divisor;
-    let mut samples = Vec::new();
+    let mut rates = Rates::default();
     for _ in 0..scale.runs {
-        let dir = scale.fresh()?;
+        let store = target.fresh().await?;
         let counter = Counter::default();
-        let bus = counting_bus(&dir.path().join("bench.db"), &counter).await?;
+        let bus = counting_bus(&store.url(), &counter).await?;
         let worker = bus.start().await?;
         let start = Instant::now();
         publish_from(16, &bus, count).await?;
         counter.wait_for(count as u64).await;
         worker.shutdown(Duration::from_secs(30)).await?;
-        samples.push(rate(count, start));
+        rates.ours.push(rate(count, start));
+        rates.add_raw(&*store, Raw::PublishAndProcess, count).await?;
     }
-    report.add("d", "publish (16 tasks) and process", "events/s", samples);
+    rates.report(report, "d", "publish (16 tasks) and process", "events/s");
     Ok(())
 }
 
 /// Draining backlogs of three sizes, each in a process of its own, whose peak memory is reported.
-pub async fn backlog(scale: &Scale, report: &mut Report) -> Result<(), AnyError> {
+pub async fn backlog(target: &dyn Target, scale: Scale, report: &mut Report) -> Result<(), AnyError> {
     for count in [10_000, 100_000, 1_000_000] {
         let count = count / scale.divisor;
-        let dir = scale.fresh()?;
-        let file = dir.path().join("bench.db");
-        preload(&counting_bus(&file, &Counter::default()).await?, count, Some(1_000)).await?;
+        let store = target.fresh().await?;
+        let url = store.url();
+        preload(&counting_bus(&url, &Counter::default()).await?, count, Some(1_000)).await?;
         let output = tokio::task::spawn_blocking(move || {
-            std::process::Command::new(std::env::current_exe()?).arg("--drain").arg(file).output()
+            std::process::Command::new(std::env::current_exe()?).arg("--drain").arg(url).output()
         })
         .await??;
         if !output.status.success() {
@@ -231,9 +254,9 @@ pub async fn backlog(scale: &Scale, report: &mut Report) -> Result<(), AnyError>
 }
 
 /// The child of [`backlog`].
-pub async fn drain_in_this_process(file: &Path) -> Result<(), AnyError> {
+pub async fn drain_in_this_process(url: &str) -> Result<(), AnyError> {
     let counter = Counter::default();
-    let bus = counting_bus(file, &counter).await?;
+    let bus = counting_bus(url, &counter).await?;
     let count: u64 = bus.counts().await?.iter().map(|counts| counts.ready).sum();
     let rate = drained(&bus, &counter, usize::try_from(count)?).await?;
     let peak = peak_bytes()?;
@@ -243,12 +266,12 @@ pub async fn drain_in_this_process(file: &Path) -> Result<(), AnyError> {
 }
 
 /// Publishing and draining with one and with five handlers: cost per delivery.
-pub async fn fan_out(scale: &Scale, report: &mut Report) -> Result<(), AnyError> {
+pub async fn fan_out(target: &dyn Target, scale: Scale, report: &mut Report) -> Result<(), AnyError> {
     let count = 60_000 / scale.divisor;
     for handlers in [1, 5] {
         let (mut published, mut drained) = (Vec::new(), Vec::new());
         for _ in 0..scale.runs {
-            let dir = scale.fresh()?;
+            let store = target.fresh().await?;
             let counter = Counter::default();
             let mut builder = EventBus::builder();
             for handler in 0..handlers {
@@ -258,7 +281,7 @@ pub async fn fan_out(scale: &Scale, report: &mut Report) -> Result<(), AnyError>
                     async { Ok(()) }
                 });
             }
-            let bus = builder.connect(&url(&dir.path().join("bench.db"))).await?.build()?;
+            let bus = builder.connect(&store.url()).await?.build()?;
             bus.migrate().await?;
             let start = Instant::now();
             preload(&bus, count, None).await?;
@@ -272,12 +295,12 @@ pub async fn fan_out(scale: &Scale, report: &mut Report) -> Result<(), AnyError>
 }
 
 /// Other keys' latency without and with one key blocked and 100,000 behind it.
-pub async fn blocked_key(scale: &Scale, report: &mut Report) -> Result<(), AnyError> {
+pub async fn blocked_key(target: &dyn Target, scale: Scale, report: &mut Report) -> Result<(), AnyError> {
     let behind = 100_000 / scale.divisor;
     let count = 1_000 / scale.divisor;
     let mut p99s = Vec::new();
     for is_blocked in [false, true] {
-        let dir = scale.fresh()?;
+        let store = target.fresh().await?;
         let (report_latency, mut latencies) = mpsc::unbounded_channel();
         let backoff = Backoff::fixed(Duration::from_secs(3600));
         let options = HandlerOptions::new().backoff(backoff);
@@ -293,7 +316,7 @@ pub async fn blocked_key(scale: &Scale, report: &mut Report) -> Result<(), AnyEr
                 Ok(())
             }
         });
-        let bus = builder.connect(&url(&dir.path().join("bench.db"))).await?.build()?;
+        let bus = builder.connect(&store.url()).await?.build()?;
         bus.migrate().await?;
         if is_blocked {
             let mut batch = Ticked::many(1_000, None);

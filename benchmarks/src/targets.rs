@@ -1,0 +1,3 @@
+//! The stores that can be measured, a file each.
+
+pub mod sqlite;
