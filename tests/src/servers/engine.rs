@@ -1,0 +1,96 @@
+//! What the servers differ in.
+
+use std::path::PathBuf;
+use std::process::Child;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use super::server::Server;
+
+/// A kind of server.
+pub trait Engine: Send + Sync + Sized + 'static {
+    /// Its name: `postgres`.
+    const NAME: &'static str;
+    /// The variable that names a server of somebody else.
+    const VARIABLE: &'static str;
+    /// The Debian package with its programs.
+    const PACKAGE: &'static str;
+    /// Settings of the server that a test run shares.
+    const SHARED_SETTINGS: &'static [(&'static str, &'static str)];
+
+    /// Where the server of this process's test run is kept.
+    fn shared() -> &'static OnceCell<Server<Self>>;
+
+    /// Whether this machine has its programs.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn look() -> Result<(), String>;
+
+    /// How it is reached.
+    fn address(ports: Ports) -> Address;
+
+    /// Fills an empty directory.
+    ///
+    /// # Errors
+    /// What its programs say.
+    fn install(place: &Place) -> Result<(), String>;
+
+    /// Starts its processes, the server itself last. All of them have their working directory in the place.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn spawn(place: &Place) -> Result<Vec<Child>, String>;
+
+    /// The signal that makes the server end in peace.
+    fn farewell() -> rustix::process::Signal;
+
+    /// Whether it answers.
+    fn answers(address: &Address) -> impl Future<Output = bool> + Send;
+}
+
+/// Ports for one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// For clients.
+    pub main: u16,
+    /// For whoever administers it.
+    pub admin: u16,
+    /// Between its parts.
+    pub inner: [u16; 2],
+}
+
+/// How a server is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// By clients.
+    pub url: String,
+    /// By whoever administers it, if by another way.
+    pub admin: Option<String>,
+}
+
+/// Where a server lives.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// All that it writes.
+    pub directory: PathBuf,
+    /// The last part of the directory; nothing else on this machine is called so.
+    pub name: String,
+    /// Its ports.
+    pub ports: Ports,
+    /// Settings in its own language, beside or over the usual ones.
+    pub settings: Vec<(String, String)>,
+}
+
+impl Place {
+    /// Where its processes write what they have to say.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// The settings, by name.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.iter().map(|(name, value)| (&**name, &**value))
+    }
+}

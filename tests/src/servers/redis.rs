@@ -1,0 +1,74 @@
+//! Redis.
+
+use std::process::Child;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+
+use super::Redis;
+use super::engine::{Address, Engine, Place, Ports};
+use super::local::{command, find, spawn};
+
+/// The engine of [`Redis`]: every write in the append-only file, synchronised each second; nothing is evicted.
+pub struct RedisEngine;
+
+static SHARED: OnceCell<Redis> = OnceCell::const_new();
+
+impl Engine for RedisEngine {
+    const NAME: &'static str = "redis";
+    const VARIABLE: &'static str = "EVENT_BUS_TEST_REDIS_URL";
+    const PACKAGE: &'static str = "redis-server";
+    const SHARED_SETTINGS: &'static [(&'static str, &'static str)] = &[];
+
+    fn shared() -> &'static OnceCell<Redis> {
+        &SHARED
+    }
+
+    fn look() -> Result<(), String> {
+        find("redis-server", &[]).map(drop).ok_or_else(|| "redis-server is not in the path".to_owned())
+    }
+
+    fn address(ports: Ports) -> Address {
+        Address { url: format!("redis://127.0.0.1:{}", ports.main), admin: None }
+    }
+
+    fn install(_: &Place) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn spawn(place: &Place) -> Result<Vec<Child>, String> {
+        let program = find("redis-server", &[]).ok_or("redis-server is not in the path")?;
+        let mut server = command(&program, place)?;
+        server
+            .args(["--port", &place.ports.main.to_string(), "--bind", "127.0.0.1", "--dir"])
+            .arg(&place.directory);
+        for (name, value) in DURABLE.iter().copied().chain(place.settings()) {
+            server.arg(format!("--{name}"));
+            server.args(value.split_whitespace());
+        }
+        Ok(vec![spawn(server)?])
+    }
+
+    fn farewell() -> Signal {
+        Signal::TERM
+    }
+
+    async fn answers(address: &Address) -> bool {
+        let Some(host) = address.url.strip_prefix("redis://") else { return false };
+        let ask = async {
+            let mut stream = TcpStream::connect(host).await?;
+            stream.write_all(b"PING\r\n").await?;
+            let mut answer = [0; 7];
+            stream.read_exact(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer == *b"+PONG\r\n")
+        };
+        matches!(tokio::time::timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
+    }
+}
+
+/// As in production.
+const DURABLE: [(&str, &str); 3] =
+    [("appendonly", "yes"), ("appendfsync", "everysec"), ("maxmemory-policy", "noeviction")];
