@@ -48,6 +48,7 @@ mod server;
 mod shared;
 
 pub use engine::{Address, Engine, Place, Ports};
+pub use ports::free_port;
 pub use postgres::{Database, PostgresEngine};
 pub use program::main;
 pub use rabbitmq::{RabbitMqEngine, Vhost};

@@ -22,3 +22,14 @@ pub(super) fn free() -> Result<Ports, String> {
     }
     Err(format!("no free ports between {} and {}", RANGE.start, RANGE.end))
 }
+
+/// A port that nobody listens on, from the same range.
+///
+/// # Panics
+/// If there is none.
+pub fn free_port() -> u16 {
+    match free() {
+        Ok(ports) => ports.main,
+        Err(why) => panic!("{why}"),
+    }
+}
