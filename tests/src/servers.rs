@@ -35,9 +35,12 @@
 
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
+#[cfg(feature = "containers")]
+mod container;
 mod engine;
 mod keeper;
 mod local;
+mod own;
 mod ports;
 mod postgres;
 mod processes;
@@ -47,7 +50,7 @@ mod redis;
 mod server;
 mod shared;
 
-pub use engine::{Address, Engine, Place, Ports};
+pub use engine::{Address, Engine, Place, Ports, Recipe};
 pub use ports::free_port;
 pub use postgres::{Database, PostgresEngine};
 pub use program::main;

@@ -144,7 +144,7 @@ async fn postgres_keeps_what_it_committed_through_a_kill() {
     let mut connection = PgConnection::connect(server.url()).await.unwrap();
     assert_eq!(answer(&mut connection, "select sum(n)::int8 from t").await, 7);
     server.stop().await;
-    assert!(server.logs().contains("database system is shut down"));
+    assert!(server.logs().await.contains("database system is shut down"));
 }
 
 #[tokio::test]

@@ -14,6 +14,10 @@ pub trait Engine: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// The variable that names a server of somebody else.
     const VARIABLE: &'static str;
+    /// The variable that names another image than the usual one.
+    const IMAGE_VARIABLE: &'static str;
+    /// The official image.
+    const IMAGE: &'static str;
     /// The Debian package with its programs.
     const PACKAGE: &'static str;
     /// Settings of the server that a test run shares.
@@ -29,7 +33,10 @@ pub trait Engine: Send + Sync + Sized + 'static {
     fn look() -> Result<(), String>;
 
     /// How it is reached.
-    fn address(ports: Ports) -> Address;
+    fn address(host: &str, ports: Ports) -> Address;
+
+    /// How it runs in a container.
+    fn recipe(place: &Place) -> Recipe;
 
     /// Fills an empty directory.
     ///
@@ -81,6 +88,19 @@ pub struct Place {
     pub ports: Ports,
     /// Settings in its own language, beside or over the usual ones.
     pub settings: Vec<(String, String)>,
+}
+
+/// How a server runs in a container of its official image.
+#[derive(Clone, Debug, Default)]
+pub struct Recipe {
+    /// Ports of this machine, and those they lead to in the container.
+    pub ports: Vec<(u16, u16)>,
+    /// Variables of the environment.
+    pub environment: Vec<(&'static str, &'static str)>,
+    /// Files, by path.
+    pub files: Vec<(&'static str, String)>,
+    /// The arguments.
+    pub arguments: Vec<String>,
 }
 
 impl Place {

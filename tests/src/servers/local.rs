@@ -14,13 +14,13 @@ use super::keeper::{Kept, hold, keep};
 use super::{ports, processes};
 
 /// How long a server may take to start: RabbitMQ on a machine under load.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long a server may take to end in peace.
-const FAREWELL: Duration = Duration::from_secs(60);
+pub(super) const FAREWELL: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+pub(super) const LOOK: Duration = Duration::from_millis(20);
 
 /// How often a server is started on other ports if the first are taken.
 const TRIES: u32 = 3;
@@ -62,20 +62,42 @@ pub(super) fn base() -> Result<PathBuf, String> {
     Ok(base)
 }
 
+/// A directory, a keeper and ports for a server. With the lock that its only user holds.
+pub(super) fn place<E: Engine>(
+    settings: &[(String, String)],
+    owner: &Owner,
+    is_container: bool,
+) -> Result<(Place, Option<File>), String> {
+    find("flock", &[]).ok_or("the program flock (util-linux) is missing")?;
+    let name = format!("{}-{}", E::NAME, super::unique_name());
+    let directory = base()?.join(&name);
+    let in_words = |error| format!("{}: {error}", directory.display());
+    fs::create_dir(&directory).map_err(in_words)?;
+    fs::set_permissions(&directory, Permissions::from_mode(0o711)).map_err(in_words)?;
+    let own_lock = directory.join("lock");
+    let (hold, lock, grace, state) = match owner {
+        Owner::Us => (Some(hold(&own_lock)?), &own_lock, Duration::ZERO, None),
+        Owner::Everybody { lock, state, grace } => (None, lock, *grace, Some(&**state)),
+    };
+    let container = is_container.then_some(&*name);
+    keep(&Kept { lock, grace, directory: &directory, state, container })?;
+    let ports = ports::free()?;
+    Ok((Place { directory, name, ports, settings: settings.to_vec() }, hold))
+}
+
+pub(super) fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+    settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
 impl<E: Engine> Local<E> {
     /// Starts a server in a directory of its own.
     pub(super) async fn start(settings: &[(&str, &str)], owner: Owner) -> Result<Self, String> {
-        E::look()?;
-        for program in ["sh", "flock"] {
-            find(program, &[]).ok_or_else(|| format!("the program {program} (util-linux) is missing"))?;
-        }
-        let settings: Vec<_> =
-            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let settings = owned(settings);
         let mut tries = 0;
         loop {
             tries += 1;
             let (settings, owner) = (settings.clone(), owner.clone());
-            let local = blocking(move || Self::prepare(settings, &owner)).await?;
+            let local = blocking(move || Self::prepare(&settings, &owner)).await?;
             match local.launch().await {
                 Ok(()) => return Ok(local),
                 Err(error) if tries < TRIES && is_port_taken(&error) => {}
@@ -85,31 +107,9 @@ impl<E: Engine> Local<E> {
     }
 
     /// A directory with a keeper, without a server yet.
-    fn prepare(settings: Vec<(String, String)>, owner: &Owner) -> Result<Self, String> {
-        let name = format!("{}-{}", E::NAME, super::unique_name());
-        let directory = base()?.join(&name);
-        let in_words = |error| format!("{}: {error}", directory.display());
-        fs::create_dir(&directory).map_err(in_words)?;
-        fs::set_permissions(&directory, Permissions::from_mode(0o711)).map_err(in_words)?;
-        let own_lock = directory.join("lock");
-        let (hold, kept) = match owner {
-            Owner::Us => {
-                let hold = hold(&own_lock)?;
-                let grace = Duration::ZERO;
-                (
-                    Some(hold),
-                    Kept { lock: &own_lock, grace, directory: &directory, state: None, container: None },
-                )
-            }
-            Owner::Everybody { lock, state, grace } => {
-                let state = Some(&**state);
-                (None, Kept { lock, grace: *grace, directory: &directory, state, container: None })
-            }
-        };
-        keep(&kept)?;
-        let ports = ports::free()?;
-        let address = E::address(ports);
-        let place = Place { directory, name, ports, settings };
+    fn prepare(settings: &[(String, String)], owner: &Owner) -> Result<Self, String> {
+        let (place, hold) = place::<E>(settings, owner, false)?;
+        let address = E::address("127.0.0.1", place.ports);
         E::install(&place)?;
         Ok(Self { place, address, children: Mutex::new(Vec::new()), hold, engine: PhantomData })
     }
@@ -134,8 +134,8 @@ impl<E: Engine> Local<E> {
         };
         self.children().append(&mut children);
         if let Err(why) = verdict {
-            let log = tail(&self.logs());
-            self.kill().await;
+            let log = tail(&self.logs().await);
+            self.kill().await?;
             return Err(format!("{} {why}; its last words:\n{log}", E::NAME));
         }
         Ok(())
@@ -145,13 +145,14 @@ impl<E: Engine> Local<E> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn is_running(&self) -> bool {
+    pub(super) async fn is_running(&self) -> bool {
         !processes::within(&self.place.directory).is_empty()
     }
 
-    pub(super) async fn kill(&self) {
+    pub(super) async fn kill(&self) -> Result<(), String> {
         processes::kill(&self.place.directory).await;
         self.collect();
+        Ok(())
     }
 
     /// Waits for children that have ended.
@@ -171,25 +172,26 @@ impl<E: Engine> Local<E> {
             || self.children().last_mut().is_none_or(|server| !matches!(server.try_wait(), Ok(None)));
         while !has_ended() {
             if since.elapsed() > FAREWELL {
-                let log = tail(&self.logs());
+                let log = tail(&self.logs().await);
                 return Err(format!("{} does not end; its last words:\n{log}", E::NAME));
             }
             tokio::time::sleep(LOOK).await;
         }
         // What serves the server has no farewell.
-        self.kill().await;
+        self.kill().await
+    }
+
+    pub(super) async fn pause(&self) -> Result<(), String> {
+        processes::stop(&self.place.directory).await;
         Ok(())
     }
 
-    pub(super) async fn pause(&self) {
-        processes::stop(&self.place.directory).await;
-    }
-
-    pub(super) fn resume(&self) {
+    pub(super) async fn resume(&self) -> Result<(), String> {
         processes::signal(&self.place.directory, rustix::process::Signal::CONT);
+        Ok(())
     }
 
-    pub(super) fn logs(&self) -> String {
+    pub(super) async fn logs(&self) -> String {
         read(&self.place.log())
     }
 }
@@ -216,7 +218,7 @@ pub(super) fn read(log: &Path) -> String {
     fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-fn tail(log: &str) -> String {
+pub(super) fn tail(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(20)..].join("\n")
 }

@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 use tokio::sync::OnceCell;
 
 use super::Postgres;
-use super::engine::{Address, Engine, Place, Ports};
+use super::engine::{Address, Engine, Place, Ports, Recipe};
 use super::local::{command, find, run, spawn};
 
 /// The engine of [`Postgres`]: every commit is synchronised.
@@ -23,6 +23,8 @@ const SUPERUSER: &str = "postgres";
 impl Engine for PostgresEngine {
     const NAME: &'static str = "postgres";
     const VARIABLE: &'static str = "EVENT_BUS_TEST_POSTGRES_URL";
+    const IMAGE_VARIABLE: &'static str = "EVENT_BUS_TEST_POSTGRES_IMAGE";
+    const IMAGE: &'static str = "postgres:16";
     const PACKAGE: &'static str = "postgresql";
     const SHARED_SETTINGS: &'static [(&'static str, &'static str)] = &[("max_connections", "500")];
 
@@ -36,8 +38,19 @@ impl Engine for PostgresEngine {
         other_user().map(drop)
     }
 
-    fn address(ports: Ports) -> Address {
-        Address { url: format!("postgres://{SUPERUSER}@127.0.0.1:{}/postgres", ports.main), admin: None }
+    fn address(host: &str, ports: Ports) -> Address {
+        Address { url: format!("postgres://{SUPERUSER}@{host}:{}/postgres", ports.main), admin: None }
+    }
+
+    fn recipe(place: &Place) -> Recipe {
+        let settings =
+            place.settings().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
+        Recipe {
+            ports: vec![(place.ports.main, 5432)],
+            environment: vec![("POSTGRES_HOST_AUTH_METHOD", "trust")],
+            arguments: std::iter::once("postgres".to_owned()).chain(settings).collect(),
+            ..Recipe::default()
+        }
     }
 
     fn install(place: &Place) -> Result<(), String> {

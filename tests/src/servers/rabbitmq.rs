@@ -12,8 +12,9 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 use super::RabbitMq;
-use super::engine::{Address, Engine, Place, Ports};
-use super::local::{command, find, spawn};
+use super::engine::{Address, Engine, Place, Ports, Recipe};
+use super::local::{blocking, command, find, spawn};
+use super::own::Own;
 
 /// The engine of [`RabbitMq`]: as it comes, with the consistent-hash exchange and the management API. A node of its own:
 /// name, ports (to other nodes and to the port mapper as well), database, cookie.
@@ -30,6 +31,8 @@ const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 impl Engine for RabbitMqEngine {
     const NAME: &'static str = "rabbitmq";
     const VARIABLE: &'static str = "EVENT_BUS_TEST_AMQP_URL";
+    const IMAGE_VARIABLE: &'static str = "EVENT_BUS_TEST_RABBITMQ_IMAGE";
+    const IMAGE: &'static str = "rabbitmq:3.13";
     const PACKAGE: &'static str = "rabbitmq-server";
     const SHARED_SETTINGS: &'static [(&'static str, &'static str)] = &[];
 
@@ -42,20 +45,33 @@ impl Engine for RabbitMqEngine {
         program("epmd").map(drop)
     }
 
-    fn address(ports: Ports) -> Address {
-        let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", ports.main);
-        Address { url, admin: Some(format!("http://guest:guest@127.0.0.1:{}", ports.admin)) }
+    fn address(host: &str, ports: Ports) -> Address {
+        let url = format!("amqp://guest:guest@{host}:{}/%2f", ports.main);
+        Address { url, admin: Some(format!("http://guest:guest@{host}:{}", ports.admin)) }
+    }
+
+    fn recipe(place: &Place) -> Recipe {
+        // Whoever calls comes from outside the container.
+        let conf = format!("loopback_users.guest = false\nlog.console = true\n{}", lines(place));
+        Recipe {
+            ports: vec![(place.ports.main, 5672), (place.ports.admin, 15672)],
+            files: vec![
+                ("/etc/rabbitmq/conf.d/90-event-bus.conf", conf),
+                ("/etc/rabbitmq/enabled_plugins", PLUGINS.to_owned()),
+            ],
+            arguments: vec!["rabbitmq-server".to_owned()],
+            ..Recipe::default()
+        }
     }
 
     fn install(place: &Place) -> Result<(), String> {
-        let mut conf = format!(
+        let conf = format!(
             "listeners.tcp.1 = 127.0.0.1:{}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n\
-             log.file = false\nlog.console = true\n",
-            place.ports.main, place.ports.admin
+             log.file = false\nlog.console = true\n{}",
+            place.ports.main,
+            place.ports.admin,
+            lines(place)
         );
-        for (name, value) in place.settings() {
-            conf.push_str(&format!("{name} = {value}\n"));
-        }
         for (file, text) in [("rabbitmq.conf", &*conf), ("enabled_plugins", PLUGINS), ("environment", "")] {
             let file = place.directory.join(file);
             fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
@@ -101,6 +117,11 @@ impl Engine for RabbitMqEngine {
         let greets = matches!(tokio::time::timeout(Duration::from_secs(2), ask).await, Ok(Ok(true)));
         greets && (address.admin.is_none() || manage(address, "GET", "/api/vhosts", "").await.is_ok())
     }
+}
+
+/// The settings as lines of `rabbitmq.conf`.
+fn lines(place: &Place) -> String {
+    place.settings().map(|(name, value)| format!("{name} = {value}\n")).collect()
 }
 
 /// A program of RabbitMQ or of Erlang.
@@ -175,24 +196,27 @@ impl RabbitMq {
     /// # Cancel safety
     /// A dropped future leaves a command that is still run.
     pub async fn control(&self, arguments: &[&str]) -> String {
-        let place = self.own("control").place.clone();
-        let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let run = move || {
-            let mut control = node(Command::new(program("rabbitmqctl")?), &place);
-            let output =
-                control.current_dir("/").args(&arguments).output().map_err(|error| error.to_string())?;
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            if output.status.success() {
-                return Ok(text);
+        let answer = match self.own("control") {
+            Own::Local(local) => {
+                let place = local.place.clone();
+                let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+                blocking(move || control(&place, &arguments)).await
             }
-            Err(format!("rabbitmqctl {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr)))
+            #[cfg(feature = "containers")]
+            Own::Container(container) => container.run(&[&["rabbitmqctl"], arguments].concat()).await,
         };
-        match tokio::task::spawn_blocking(run).await {
-            Ok(Ok(text)) => text,
-            Ok(Err(why)) => panic!("{why}"),
-            Err(error) => panic!("{error}"),
-        }
+        answer.unwrap_or_else(|why| panic!("{why}"))
     }
+}
+
+fn control(place: &Place, arguments: &[String]) -> Result<String, String> {
+    let mut control = node(Command::new(program("rabbitmqctl")?), place);
+    let output = control.current_dir("/").args(arguments).output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    Err(format!("rabbitmqctl {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
 impl Vhost {

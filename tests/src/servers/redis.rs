@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 use super::Redis;
-use super::engine::{Address, Engine, Place, Ports};
+use super::engine::{Address, Engine, Place, Ports, Recipe};
 use super::local::{command, find, spawn};
 
 /// The engine of [`Redis`]: every write in the append-only file, synchronised each second; nothing is evicted.
@@ -20,6 +20,8 @@ static SHARED: OnceCell<Redis> = OnceCell::const_new();
 impl Engine for RedisEngine {
     const NAME: &'static str = "redis";
     const VARIABLE: &'static str = "EVENT_BUS_TEST_REDIS_URL";
+    const IMAGE_VARIABLE: &'static str = "EVENT_BUS_TEST_REDIS_IMAGE";
+    const IMAGE: &'static str = "redis:7";
     const PACKAGE: &'static str = "redis-server";
     const SHARED_SETTINGS: &'static [(&'static str, &'static str)] = &[];
 
@@ -31,8 +33,13 @@ impl Engine for RedisEngine {
         find("redis-server", &[]).map(drop).ok_or_else(|| "redis-server is not in the path".to_owned())
     }
 
-    fn address(ports: Ports) -> Address {
-        Address { url: format!("redis://127.0.0.1:{}", ports.main), admin: None }
+    fn address(host: &str, ports: Ports) -> Address {
+        Address { url: format!("redis://{host}:{}", ports.main), admin: None }
+    }
+
+    fn recipe(place: &Place) -> Recipe {
+        let arguments = std::iter::once("redis-server".to_owned()).chain(arguments(place)).collect();
+        Recipe { ports: vec![(place.ports.main, 6379)], arguments, ..Recipe::default() }
     }
 
     fn install(_: &Place) -> Result<(), String> {
@@ -45,10 +52,7 @@ impl Engine for RedisEngine {
         server
             .args(["--port", &place.ports.main.to_string(), "--bind", "127.0.0.1", "--dir"])
             .arg(&place.directory);
-        for (name, value) in DURABLE.iter().copied().chain(place.settings()) {
-            server.arg(format!("--{name}"));
-            server.args(value.split_whitespace());
-        }
+        server.args(arguments(place));
         Ok(vec![spawn(server)?])
     }
 
@@ -67,6 +71,15 @@ impl Engine for RedisEngine {
         };
         matches!(tokio::time::timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
     }
+}
+
+/// The settings as arguments.
+fn arguments(place: &Place) -> impl Iterator<Item = String> {
+    let settings = DURABLE.iter().copied().chain(place.settings());
+    settings.flat_map(|(name, value)| {
+        let values = value.split_whitespace().map(str::to_owned);
+        std::iter::once(format!("--{name}")).chain(values).collect::<Vec<_>>()
+    })
 }
 
 /// As in production.

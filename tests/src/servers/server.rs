@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use super::engine::{Address, Engine};
-use super::local::{self, Local, Owner};
+use super::local::{self, Owner};
+use super::own::Own;
 
 /// A server. Dropped, it is gone with all it kept, unless it is shared or somebody else's.
 pub struct Server<E: Engine> {
@@ -13,10 +14,15 @@ pub struct Server<E: Engine> {
 }
 
 /// Where a server comes from.
-enum Origin<E> {
+enum Origin<E: Engine> {
     Foreign,
-    Shared { log: PathBuf, _hold: File },
-    Own(Local<E>),
+    Shared {
+        log: PathBuf,
+        _hold: File,
+        /// What this process started, if it did. Never dropped: the keeper ends it.
+        _started: Option<Own<E>>,
+    },
+    Own(Own<E>),
 }
 
 impl<E: Engine> Server<E> {
@@ -33,8 +39,8 @@ impl<E: Engine> Server<E> {
         if let Some(why) = Self::why_fixed() {
             panic!("no {} server can be started: {why}", E::NAME);
         }
-        match Local::<E>::start(settings, Owner::Us).await {
-            Ok(local) => Self { address: local.address.clone(), origin: Origin::Own(local) },
+        match Own::start(settings, Owner::Us).await {
+            Ok(own) => Self { address: own.address().clone(), origin: Origin::Own(own) },
             Err(why) => panic!("{}", none_found::<E>(&why)),
         }
     }
@@ -50,8 +56,8 @@ impl<E: Engine> Server<E> {
     }
 
     /// A server that others use as well.
-    pub(super) fn shared(address: Address, log: PathBuf, hold: File) -> Self {
-        Self { address, origin: Origin::Shared { log, _hold: hold } }
+    pub(super) fn shared(address: Address, log: PathBuf, hold: File, started: Option<Own<E>>) -> Self {
+        Self { address, origin: Origin::Shared { log, _hold: hold, _started: started } }
     }
 
     /// Whether the server stays when the tests are gone.
@@ -69,12 +75,15 @@ impl<E: Engine> Server<E> {
         self.address.admin.as_deref()
     }
 
-    /// All that it has said so far.
-    pub fn logs(&self) -> String {
+    /// All that it has said so far. Of a shared server in a container, and of somebody else's, nothing is known.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves nothing behind.
+    pub async fn logs(&self) -> String {
         match &self.origin {
             Origin::Foreign => String::new(),
             Origin::Shared { log, .. } => local::read(log),
-            Origin::Own(local) => local.logs(),
+            Origin::Own(own) => own.logs().await,
         }
     }
 
@@ -86,7 +95,7 @@ impl<E: Engine> Server<E> {
     /// # Cancel safety
     /// A dropped future leaves some of its processes.
     pub async fn kill(&self) {
-        self.own("kill").kill().await;
+        done(self.own("kill").kill().await);
     }
 
     /// Ends it in peace, as an operator would.
@@ -97,9 +106,7 @@ impl<E: Engine> Server<E> {
     /// # Cancel safety
     /// A dropped future leaves a server that ends.
     pub async fn stop(&self) {
-        if let Err(why) = self.own("stop").stop().await {
-            panic!("{why}");
-        }
+        done(self.own("stop").stop().await);
     }
 
     /// Starts it again, with all it kept, at the same address; ends it in peace before, if it is running.
@@ -110,15 +117,11 @@ impl<E: Engine> Server<E> {
     /// # Cancel safety
     /// A dropped future leaves a server that starts.
     pub async fn restart(&self) {
-        let local = self.own("restart");
-        if local.is_running()
-            && let Err(why) = local.stop().await
-        {
-            panic!("{why}");
+        let own = self.own("restart");
+        if own.is_running().await {
+            done(own.stop().await);
         }
-        if let Err(why) = local.launch().await {
-            panic!("{why}");
-        }
+        done(own.launch().await);
     }
 
     /// Stops all of its processes as `kill -STOP` does: connections stay, nothing answers.
@@ -129,7 +132,7 @@ impl<E: Engine> Server<E> {
     /// # Cancel safety
     /// A dropped future leaves some of its processes running.
     pub async fn pause(&self) {
-        self.own("pause").pause().await;
+        done(self.own("pause").pause().await);
     }
 
     /// Lets it go on after [`pause`](Self::pause).
@@ -138,14 +141,14 @@ impl<E: Engine> Server<E> {
     /// If it is shared or somebody else's.
     ///
     /// # Cancel safety
-    /// It does not wait.
+    /// A dropped future leaves a server that may still stand.
     pub async fn resume(&self) {
-        self.own("resume").resume();
+        done(self.own("resume").resume().await);
     }
 
-    pub(super) fn own(&self, what: &str) -> &Local<E> {
+    pub(super) fn own(&self, what: &str) -> &Own<E> {
         match &self.origin {
-            Origin::Own(local) => local,
+            Origin::Own(own) => own,
             Origin::Foreign => panic!("cannot {what} this {} server: {} names it", E::NAME, E::VARIABLE),
             Origin::Shared { .. } => {
                 panic!(
@@ -154,6 +157,12 @@ impl<E: Engine> Server<E> {
                 )
             }
         }
+    }
+}
+
+fn done(result: Result<(), String>) {
+    if let Err(why) = result {
+        panic!("{why}");
     }
 }
 

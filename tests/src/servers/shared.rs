@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::engine::{Address, Engine};
 use super::keeper::hold;
-use super::local::{self, Local, Owner, blocking};
+use super::local::{self, Owner, blocking};
+use super::own::Own;
 use super::server::{Server, foreign_url, none_found};
 
 /// How long a shared server outlives its last user: long enough for the next test program to begin.
@@ -43,22 +44,23 @@ async fn find<E: Engine>() -> Result<Server<E>, String> {
     let hold = blocking(move || hold(&held)).await?;
     let turn = file("start");
     let turn = blocking(move || exclusive(&turn)).await?;
-    let state = match read(&state_file) {
-        Some(state) if E::answers(&state.address).await => state,
+    let (state, started) = match read(&state_file) {
+        Some(state) if E::answers(&state.address).await => (state, None),
         _ => {
             let owner = Owner::Everybody { lock, state: state_file.clone(), grace: GRACE };
-            let local = Local::<E>::start(E::SHARED_SETTINGS, owner).await?;
+            let own = Own::<E>::start(E::SHARED_SETTINGS, owner).await?;
+            let place = own.place();
             let state = State {
-                address: local.address.clone(),
-                directory: local.place.directory.clone(),
-                log: local.place.log(),
+                address: own.address().clone(),
+                directory: place.directory.clone(),
+                log: place.log(),
             };
             write(&state_file, &state)?;
-            state
+            (state, Some(own))
         }
     };
     drop(turn);
-    Ok(Server::shared(state.address, state.log, hold))
+    Ok(Server::shared(state.address, state.log, hold, started))
 }
 
 fn exclusive(path: &Path) -> Result<File, String> {
