@@ -6,6 +6,7 @@ mod arrows;
 mod check;
 mod features;
 mod orders;
+mod servers;
 mod shell;
 mod tally;
 mod test;
@@ -18,19 +19,23 @@ const HELP: &str = "\
 cargo xtask <command>
 
   check           format, lints, documentation, every combination of features, and who may depend on whom
-  test [--fast]   the whole suite: tests, doc tests, 10,000 simulated histories, the example with a crash in the middle;
-                  --fast leaves out the 10,000 histories (some hundreds run in the suite in any case)
+  test [--fast] [--containers]
+                  the whole suite: tests, doc tests, 10,000 simulated histories, the example with a crash in the middle;
+                  --fast leaves out the 10,000 histories (some hundreds run in the suite in any case);
+                  --containers takes every server from Docker
+  servers         starts Postgres, Redis and RabbitMQ for tests and prints their URLs, until Ctrl-C
   bench [ARGS..]  the benchmarks, in release mode; `cargo xtask bench --help` lists the scenarios
 
-Nothing has to be installed but Rust. cargo-nextest and cargo-deny are used where they are found.";
+Nothing has to be installed but Rust. Servers that tests need are found by EVENT_BUS_TEST_{POSTGRES,REDIS,AMQP}_URL, among
+the programs of this machine (as root on Debian, what is missing is installed), or in Docker. cargo-nextest and cargo-deny are used where they are found.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments.as_slice() {
         ["check"] => check::run(),
-        ["test"] => test::run(test::Depth::Full),
-        ["test", "--fast"] => test::run(test::Depth::Fast),
+        ["test", options @ ..] => test::Options::read(options).and_then(test::run),
+        ["servers"] => servers::hold(),
         ["bench", rest @ ..] => bench(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");

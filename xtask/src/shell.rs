@@ -117,6 +117,13 @@ impl Cargo {
     }
 }
 
+/// Runs another program; anything but success is a failure.
+pub(crate) fn run(mut command: Command, shown: &str) -> Result<(), Failed> {
+    println!("\n$ {shown}");
+    let status = command.status().map_err(|error| Failed(format!("could not run: {shown}: {error}")))?;
+    if status.success() { Ok(()) } else { Err(Failed(format!("failed ({status}): {shown}"))) }
+}
+
 /// Whether cargo knows this subcommand.
 pub(crate) fn has_subcommand(name: &str) -> bool {
     Cargo::new(name).args(&["--version"]).output().is_ok_and(|output| output.status.success())

@@ -1,8 +1,9 @@
 //! `cargo xtask test`: everything that proves something, cheap things first.
 
-use crate::orders;
+use crate::servers::Source;
 use crate::shell::{Cargo, Failed, has_subcommand};
 use crate::tally::Tally;
+use crate::{features, orders, servers};
 
 /// How long it may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,10 +14,31 @@ pub(crate) enum Depth {
     Fast,
 }
 
-pub(crate) fn run(depth: Depth) -> Result<(), Failed> {
-    // Servers would be started here. SQLite is compiled in, so there is nothing to install.
+/// What is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    depth: Depth,
+    only_containers: bool,
+}
+
+impl Options {
+    pub(crate) fn read(arguments: &[&str]) -> Result<Self, Failed> {
+        let mut options = Self { depth: Depth::Full, only_containers: false };
+        for argument in arguments {
+            match *argument {
+                "--fast" => options.depth = Depth::Fast,
+                "--containers" => options.only_containers = true,
+                unknown => return Err(Failed(format!("unknown option of test: {unknown}"))),
+            }
+        }
+        Ok(options)
+    }
+}
+
+pub(crate) fn run(options: Options) -> Result<(), Failed> {
+    let source = servers::provide(options.only_containers)?;
     let mut tally = Tally::new();
-    let result = steps(depth, &mut tally);
+    let result = steps(options.depth, source, &mut tally);
     if let Err(Failed(reason)) = &result {
         println!("\n{reason}");
     }
@@ -24,16 +46,24 @@ pub(crate) fn run(depth: Depth) -> Result<(), Failed> {
     result.map_err(|_| Failed("the suite failed; the first reason stands above".to_owned()))
 }
 
-fn steps(depth: Depth, tally: &mut Tally) -> Result<(), Failed> {
+fn steps(depth: Depth, source: Source, tally: &mut Tally) -> Result<(), Failed> {
+    let features = features::of_workspace(source.needs_containers())?;
+    let cargo = |arguments: &str| {
+        let cargo = Cargo::new(&format!("{arguments} --features {features}"));
+        match source {
+            Source::Containers => cargo.env("EVENT_BUS_TEST_SERVERS", "containers"),
+            Source::Here | Source::HereAndContainers => cargo,
+        }
+    };
     if has_subcommand("nextest") {
-        step(Cargo::new("nextest run --workspace --all-features --profile ci"), tally)?;
+        step(cargo("nextest run --workspace --profile ci"), tally)?;
     } else {
         println!(
             "cargo-nextest is not installed; cargo test runs the same tests, one program after the other"
         );
-        step(Cargo::new("test --workspace --all-features --lib --bins --tests --no-fail-fast"), tally)?;
+        step(cargo("test --workspace --lib --bins --tests --no-fail-fast"), tally)?;
     }
-    step(Cargo::new("test --workspace --all-features --doc"), tally)?;
+    step(cargo("test --workspace --doc"), tally)?;
     orders::run(tally)?;
     if depth == Depth::Full {
         let simulation = Cargo::new("test --release -p event-bus-conformance --test simulation");
