@@ -8,6 +8,7 @@
 //! - [`suite`]: every promise as a case, mounted on a backend.
 
 pub mod checker;
+mod fleet;
 pub mod history;
 pub mod node;
 pub mod proxy;

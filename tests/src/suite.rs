@@ -38,9 +38,8 @@ pub(crate) mod actor;
 mod harness;
 mod mount;
 pub(crate) mod note;
-mod process;
 mod stage;
-mod world;
+pub(crate) mod world;
 
 mod at_least_once;
 mod bounded_attempts;

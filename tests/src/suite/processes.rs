@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::actor::FIRST;
+use super::actor::{FIRST, First, Second};
 use super::note::{Act, Note, note};
-use super::process::Fleet;
-use super::world::{World, dead, rest};
+use super::world::{World, dead, quick, ready, rest};
+use crate::fleet::Fleet;
 use crate::history::{Fact, Record, RunEnd};
 
 cases! { "processes";
@@ -21,6 +21,13 @@ cases! { "processes";
     failures_panics_and_snoozes_keep_every_promise [Processes, Worker];
 }
 
+/// The processes of a case.
+async fn fleet_of(world: &World) -> Fleet {
+    let builder = world.builder().handler(world.actor::<First>(quick()));
+    let bus = ready(builder.handler(world.actor::<Second>(quick()))).await;
+    Fleet::new(world.harness.node().unwrap(), world.sandbox.url(), bus)
+}
+
 /// Events that take a moment.
 fn slow(numbers: std::ops::Range<u64>, keys: u64, time: Duration) -> Vec<Note> {
     let acts = [Act::Sleep(time), Act::Sleep(time), Act::Sleep(time), Act::Sleep(time)];
@@ -28,7 +35,7 @@ fn slow(numbers: std::ops::Range<u64>, keys: u64, time: Duration) -> Vec<Note> {
 }
 
 async fn several_publishers_and_a_handover_keep_every_promise(world: &World) {
-    let mut fleet = Fleet::new(world).await;
+    let mut fleet = fleet_of(world).await;
     let one = fleet.worker().await;
     let two = fleet.worker().await;
     let publishers: Vec<_> = (0..3).map(|_| fleet.publisher(200, 6, 5)).collect();
@@ -45,7 +52,7 @@ async fn several_publishers_and_a_handover_keep_every_promise(world: &World) {
 }
 
 /// Who runs something first.
-async fn first_worker(fleet: &Fleet<'_>) -> u32 {
+async fn first_worker(fleet: &Fleet) -> u32 {
     let run = |facts: &[Fact]| {
         facts.iter().find_map(|fact| match fact {
             Fact::RunStart { worker, .. } => Some(*worker),
@@ -58,7 +65,7 @@ async fn first_worker(fleet: &Fleet<'_>) -> u32 {
 }
 
 async fn a_killed_worker_is_followed_and_nothing_is_lost(world: &World) {
-    let mut fleet = Fleet::new(world).await;
+    let mut fleet = fleet_of(world).await;
     let one = fleet.worker().await;
     fleet.publish(&slow(0..200, 8, Duration::from_millis(3))).await;
     fleet.until_begun(&one, 1).await;
@@ -80,7 +87,7 @@ fn at(records: &[Record], is_wanted: impl Fn(&Fact) -> bool) -> u64 {
 }
 
 async fn a_publisher_killed_in_mid_call_leaves_whole_calls(world: &World) {
-    let mut fleet = Fleet::new(world).await;
+    let mut fleet = fleet_of(world).await;
     for round in 1..=5 {
         let publisher = fleet.publisher(100_000, 4, 20);
         let calls = |facts: &[Fact]| facts.iter().filter(|f| matches!(f, Fact::PublishIntent { .. })).count();
@@ -107,7 +114,7 @@ async fn a_publisher_killed_in_mid_call_leaves_whole_calls(world: &World) {
 }
 
 async fn what_kills_its_process_ends_in_the_dead_letters_and_its_neighbours_do_not(world: &World) {
-    let mut fleet = Fleet::new(world).await;
+    let mut fleet = fleet_of(world).await;
     let mut notes = slow(0..60, 6, Duration::from_millis(2));
     let mut poison = note(1_000).key("s3").read_by(FIRST).always(Act::Abort);
     notes.insert(30, poison.clone());
@@ -136,7 +143,7 @@ async fn what_kills_its_process_ends_in_the_dead_letters_and_its_neighbours_do_n
 }
 
 async fn repeated_kills_bury_nothing(world: &World) {
-    let mut fleet = Fleet::new(world).await;
+    let mut fleet = fleet_of(world).await;
     fleet.publish(&slow(0..400, 10, Duration::from_millis(2))).await;
     for _ in 0..5 {
         let worker = fleet.worker().await;
@@ -151,7 +158,7 @@ async fn repeated_kills_bury_nothing(world: &World) {
 
 /// Killed at any instant, in a commit as well.
 async fn repeated_kills_of_everybody_lose_nothing(world: &World) {
-    let mut fleet = Fleet::new(world).await;
+    let mut fleet = fleet_of(world).await;
     for round in 0..10_u64 {
         let worker = fleet.worker().await;
         let publisher = fleet.publisher(100_000, 5, 3);
@@ -165,7 +172,7 @@ async fn repeated_kills_of_everybody_lose_nothing(world: &World) {
 }
 
 async fn a_stopped_worker_and_its_standby_never_run_together(world: &World) {
-    let mut fleet = Fleet::new(world).await;
+    let mut fleet = fleet_of(world).await;
     let one = fleet.worker().await;
     fleet.publish(&slow(0..300, 6, Duration::from_millis(2))).await;
     fleet.until_begun(&one, 1).await;
@@ -192,7 +199,7 @@ async fn a_stopped_worker_and_its_standby_never_run_together(world: &World) {
 }
 
 async fn handlers_that_block_every_thread_lose_nothing(world: &World) {
-    let mut fleet = Fleet::new(world).await;
+    let mut fleet = fleet_of(world).await;
     let block = [Act::Block(Duration::from_millis(150))];
     let notes: Vec<_> =
         (0..6).map(|n| note(n).read_by(FIRST).key(format!("b{n}")).acts(block.clone())).collect();
@@ -204,7 +211,7 @@ async fn handlers_that_block_every_thread_lose_nothing(world: &World) {
 }
 
 async fn failures_panics_and_snoozes_keep_every_promise(world: &World) {
-    let mut fleet = Fleet::new(world).await;
+    let mut fleet = fleet_of(world).await;
     let one = fleet.worker().await;
     let acts = |number: u64| match number % 7 {
         0 => vec![Act::Fail],

@@ -69,12 +69,12 @@ pub(super) async fn stop(worker: Worker) {
 }
 
 /// Waits until the store holds nothing but dead letters.
-pub(super) async fn rest(bus: &EventBus) {
+pub(crate) async fn rest(bus: &EventBus) {
     until_counted(bus, |ready, waiting, _| ready + waiting == 0).await;
 }
 
 /// Waits until the numbers of ready, waiting and dead deliveries are so.
-pub(super) async fn until_counted(bus: &EventBus, is_so: impl Fn(u64, u64, u64) -> bool) {
+pub(crate) async fn until_counted(bus: &EventBus, is_so: impl Fn(u64, u64, u64) -> bool) {
     loop {
         let (ready, waiting, dead) = counted(bus).await;
         if is_so(ready, waiting, dead) {
@@ -85,7 +85,7 @@ pub(super) async fn until_counted(bus: &EventBus, is_so: impl Fn(u64, u64, u64) 
 }
 
 /// How many deliveries are ready, waiting and dead.
-pub(super) async fn counted(bus: &EventBus) -> (u64, u64, u64) {
+pub(crate) async fn counted(bus: &EventBus) -> (u64, u64, u64) {
     let counts = bus.counts().await.expect("counts");
     counts.iter().fold((0, 0, 0), |sum, handler| {
         (sum.0 + handler.ready, sum.1 + handler.waiting, sum.2 + handler.dead)
@@ -93,7 +93,7 @@ pub(super) async fn counted(bus: &EventBus) -> (u64, u64, u64) {
 }
 
 /// All dead letters.
-pub(super) async fn dead(bus: &EventBus) -> Vec<DeadLetter> {
+pub(crate) async fn dead(bus: &EventBus) -> Vec<DeadLetter> {
     bus.dead_letters(&DeadLetterFilter::default(), None, 10_000).await.expect("dead letters")
 }
 

@@ -1,5 +1,6 @@
-//! Processes of a case: programs called `node` on its store, killed, stopped and continued from here, and the history of
-//! them all.
+//! Processes: programs called `node` on one store, killed, stopped and continued from here, and the history of them all.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a case fails by panicking")]
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -11,49 +12,50 @@ use event_bus::EventBus;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::actor::{FIRST, First, SECOND, Second};
-use super::note::Note;
-use super::world::{World, counted, dead, quick, ready, rest};
-use crate::checker::{HandlerRules, Rules, check};
+use crate::checker::{HandlerRules, Rules, Violation, check};
 use crate::history::{Dead, Fact, History, Record};
 use crate::node::{Ledger, MAX_ATTEMPTS, hash_of, note_in, publish_call};
+use crate::suite::Note;
+use crate::suite::actor::{FIRST, SECOND};
+use crate::suite::world::{counted, dead, rest};
 
 /// How often a condition on files is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The processes of one store.
-pub(super) struct Fleet<'w> {
-    world: &'w World,
+pub(crate) struct Fleet {
+    program: PathBuf,
+    url: String,
     directory: TempDir,
     /// What this process itself does.
     ledger: Ledger,
     /// A bus for publishing and looking, which never works.
-    pub(super) bus: EventBus,
+    pub(crate) bus: EventBus,
     started: u32,
     calls: AtomicU64,
 }
 
 /// A process.
-pub(super) struct Node {
-    pub(super) number: u32,
+pub(crate) struct Node {
+    pub(crate) number: u32,
     child: Child,
     ledger: Ledger,
 }
 
-impl<'w> Fleet<'w> {
-    pub(super) async fn new(world: &'w World) -> Self {
+impl Fleet {
+    /// Processes of `program` on the store at `url`, which `bus` reaches as well.
+    pub(crate) fn new(program: PathBuf, url: String, bus: EventBus) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(&directory.path().join("0.jsonl")).unwrap();
-        let builder = world.builder().handler(world.actor::<First>(quick()));
-        let bus = ready(builder.handler(world.actor::<Second>(quick()))).await;
-        Self { world, directory, ledger, bus, started: 0, calls: AtomicU64::new(1) }
+        Self { program, url, directory, ledger, bus, started: 0, calls: AtomicU64::new(1) }
     }
 
-    fn start(&mut self, arguments: &[&str]) -> Node {
+    /// Starts a process that reaches the store by `url`.
+    pub(crate) fn start_at(&mut self, url: &str, arguments: &[&str]) -> Node {
         self.started += 1;
         let number = self.started;
-        let child = Command::new(self.world.harness.node().unwrap())
-            .args(["--url", &self.world.sandbox.url(), "--number", &number.to_string(), "--history"])
+        let child = Command::new(&self.program)
+            .args(["--url", url, "--number", &number.to_string(), "--history"])
             .arg(self.history_file(number))
             .args(arguments)
             .stdin(Stdio::piped())
@@ -62,31 +64,40 @@ impl<'w> Fleet<'w> {
         Node { number, child, ledger: self.ledger.clone() }
     }
 
+    fn start(&mut self, arguments: &[&str]) -> Node {
+        self.start_at(&self.url.clone(), arguments)
+    }
+
     fn history_file(&self, number: u32) -> PathBuf {
         self.directory.path().join(format!("{number}.jsonl"))
     }
 
     /// A worker; it may be a standby.
-    pub(super) async fn worker(&mut self) -> Node {
-        let node = self.start(&["--work"]);
+    pub(crate) async fn worker(&mut self) -> Node {
+        self.worker_at(&self.url.clone(), &[]).await
+    }
+
+    /// A worker that reaches the store by `url`, with these options.
+    pub(crate) async fn worker_at(&mut self, url: &str, options: &[&str]) -> Node {
+        let node = self.start_at(url, &[&["--work"], options].concat());
         self.until(|history| history.contains(&Fact::WorkerStart { worker: node.number })).await;
         node
     }
 
     /// A publisher of `events` in calls of `batch` over `keys`.
-    pub(super) fn publisher(&mut self, events: u64, keys: u64, batch: u64) -> Node {
+    pub(crate) fn publisher(&mut self, events: u64, keys: u64, batch: u64) -> Node {
         let [events, keys, batch] = [events, keys, batch].map(|number| number.to_string());
         self.start(&["--publish", &events, "--keys", &keys, "--batch", &batch])
     }
 
     /// Publishes from here.
-    pub(super) async fn publish(&self, notes: &[Note]) {
+    pub(crate) async fn publish(&self, notes: &[Note]) {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
         publish_call(&self.bus, &self.ledger, call, 0, notes).await;
     }
 
     /// All that was written down so far, in the order of time.
-    pub(super) fn history(&self) -> History {
+    pub(crate) fn history(&self) -> History {
         let files = (0..=self.started).map(|number| {
             let text = std::fs::read_to_string(self.history_file(number)).unwrap_or_default();
             History::from_lines(&text).expect("records")
@@ -95,7 +106,7 @@ impl<'w> Fleet<'w> {
     }
 
     /// Waits until the history is so.
-    pub(super) async fn until(&self, is_so: impl Fn(&[Fact]) -> bool) {
+    pub(crate) async fn until(&self, is_so: impl Fn(&[Fact]) -> bool) {
         loop {
             let facts: Vec<_> = self.history().records.into_iter().map(|record| record.fact).collect();
             if is_so(&facts) {
@@ -106,14 +117,14 @@ impl<'w> Fleet<'w> {
     }
 
     /// Waits until that many runs have begun in a process.
-    pub(super) async fn until_begun(&self, node: &Node, count: usize) {
+    pub(crate) async fn until_begun(&self, node: &Node, count: usize) {
         let is_wanted =
             |fact: &&Fact| matches!(fact, Fact::RunStart { worker, .. } if *worker == node.number);
         self.until(|facts| facts.iter().filter(is_wanted).count() >= count).await;
     }
 
     /// Whether the store holds nothing but dead letters; answers after a moment if it does not.
-    pub(super) async fn is_at_rest(&self) -> bool {
+    pub(crate) async fn is_at_rest(&self) -> bool {
         let (ready, waiting, _) = counted(&self.bus).await;
         let is_at_rest = ready + waiting == 0;
         if !is_at_rest {
@@ -123,7 +134,7 @@ impl<'w> Fleet<'w> {
     }
 
     /// Lets everything come to rest, ends the workers and holds the history against the promises.
-    pub(super) async fn finish(self, workers: impl IntoIterator<Item = Node>) -> Vec<Record> {
+    pub(crate) async fn finish(self, workers: impl IntoIterator<Item = Node>) -> Vec<Record> {
         rest(&self.bus).await;
         for worker in workers {
             worker.stop().await;
@@ -132,7 +143,15 @@ impl<'w> Fleet<'w> {
     }
 
     /// Holds the history against the promises; nobody works any more.
-    pub(super) async fn verdict(self) -> Vec<Record> {
+    pub(crate) async fn verdict(self) -> Vec<Record> {
+        let (history, violations) = self.judge().await;
+        let shown: Vec<_> = violations.iter().take(5).map(ToString::to_string).collect();
+        assert!(violations.is_empty(), "{} violations:\n{}", violations.len(), shown.join("\n"));
+        history.records
+    }
+
+    /// The whole history, and what in it breaks the promises; nobody works any more.
+    pub(crate) async fn judge(self) -> (History, Vec<Violation>) {
         let dead_letters = dead(&self.bus).await.into_iter().map(|dead| {
             let note = note_in(&dead.envelope).expect("a note");
             Dead {
@@ -151,9 +170,7 @@ impl<'w> Fleet<'w> {
         let handlers = [FIRST, SECOND].map(|handler| (handler.to_owned(), rules));
         let history = self.history();
         let violations = check(&history, &Rules { handlers: handlers.into() });
-        let shown: Vec<_> = violations.iter().take(5).map(ToString::to_string).collect();
-        assert!(violations.is_empty(), "{} violations:\n{}", violations.len(), shown.join("\n"));
-        history.records
+        (history, violations)
     }
 }
 
@@ -178,7 +195,7 @@ impl Node {
 
     /// Kills it as `kill -9` does. It is frozen first, so that the history says exactly when it ended: before anybody
     /// else could know.
-    pub(super) async fn kill(mut self) {
+    pub(crate) async fn kill(mut self) {
         self.freeze().await;
         self.ledger.write(Fact::WorkerCrash { worker: self.number });
         self.child.kill().unwrap();
@@ -186,30 +203,30 @@ impl Node {
     }
 
     /// Kills a publisher.
-    pub(super) fn kill_publisher(mut self) {
+    pub(crate) fn kill_publisher(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// It hears and says nothing, from now until [`thaw`](Self::thaw), about `lasts` later.
-    pub(super) async fn stall(&self, lasts: Duration) {
+    pub(crate) async fn stall(&self, lasts: Duration) {
         self.freeze().await;
         let lasts = u64::try_from(lasts.as_nanos()).unwrap();
         self.ledger.write(Fact::WorkerStall { worker: self.number, lasts });
     }
 
     /// It goes on.
-    pub(super) fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
     /// Whether it has ended.
-    pub(super) fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits until it has ended by itself.
-    pub(super) async fn ended(mut self) {
+    pub(crate) async fn ended(mut self) {
         while !self.has_ended() {
             tokio::time::sleep(LOOK).await;
         }
@@ -217,7 +234,7 @@ impl Node {
     }
 
     /// Asks it to drain and to end.
-    pub(super) async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         writeln!(self.child.stdin.take().unwrap(), "stop").unwrap();
         self.ended().await;
     }
