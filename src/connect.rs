@@ -9,8 +9,8 @@ type Feature = (&'static str, bool);
 const SCHEMES: [(&str, Option<Feature>); 8] = [
     ("inline", Some(("inline", cfg!(feature = "inline")))),
     ("sqlite", Some(("sqlite", cfg!(feature = "sqlite")))),
-    ("postgres", None),
-    ("postgresql", None),
+    ("postgres", Some(("postgres", cfg!(feature = "postgres")))),
+    ("postgresql", Some(("postgres", cfg!(feature = "postgres")))),
     ("redis", None),
     ("rediss", None),
     ("amqp", None),
@@ -21,6 +21,7 @@ const SCHEMES: [(&str, Option<Feature>); 8] = [
 ///
 /// | URL | backend | feature |
 /// |---|---|---|
+/// | `postgres://user@host/shop`, `postgresql://…` | `PostgresBackend` | `postgres` |
 /// | `sqlite:orders.db`, `sqlite:///var/lib/shop/orders.db` | `SqliteBackend` | `sqlite` |
 /// | `inline:` | `InlineBackend` | `inline` (default) |
 ///
@@ -52,6 +53,8 @@ impl Connect for Builder {
             ("inline", "" | "//") => Ok(self.backend(event_bus_inline::InlineBackend::new())),
             #[cfg(feature = "inline")]
             ("inline", _) => Err(invalid("the inline backend is nowhere: its whole url is inline:")),
+            #[cfg(feature = "postgres")]
+            ("postgres" | "postgresql", _) => Ok(self.backend(event_bus_postgres::PostgresBackend::from_url(url)?)),
             #[cfg(feature = "sqlite")]
             ("sqlite", _) => Ok(self.backend(event_bus_sqlite::SqliteBackend::from_url(url)?)),
             _ => Err(no_backend_for(scheme)),
@@ -133,6 +136,15 @@ mod tests {
     }
 
     #[tokio::test]
+    #[cfg(feature = "postgres")]
+    async fn a_postgres_url_gives_the_postgres_backend() {
+        for url in ["postgres://db/shop", "postgresql://db/shop?schema=orders"] {
+            let bus = EventBus::builder().connect(url).await.unwrap().build().unwrap();
+            assert_eq!(bus.backend().name(), "postgres");
+        }
+    }
+
+    #[tokio::test]
     async fn an_unknown_scheme_lists_the_known_ones() {
         let text = refusal("kafka://somewhere").await;
         assert!(text.contains("no backend serves kafka: urls; known are inline"), "{text}");
@@ -156,7 +168,7 @@ mod tests {
     async fn no_message_shows_a_password() {
         let urls = [
             "kafka://anna:hunter2@db",
-            "postgres://anna:hunter2@db",
+            "postgres://anna:hunter2@db?colour=red",
             "postgres//anna:hunter2@db",
             "hunter2",
             "",

@@ -22,6 +22,12 @@ pub mod inline {
     pub use event_bus_inline::{FailedRun, FailedRuns, InlineBackend, MAX_DEPTH};
 }
 
+/// A PostgreSQL database: many processes, transactions of the application (feature `postgres`).
+#[cfg(feature = "postgres")]
+pub mod postgres {
+    pub use event_bus_postgres::{PostgresBackend, PostgresConfig};
+}
+
 /// One file, no server: the embedded durable store (feature `sqlite`).
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
@@ -67,6 +73,8 @@ pub mod testing {
 
 #[cfg(feature = "inline")]
 pub use inline::InlineBackend;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresBackend;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteBackend;
 #[cfg(feature = "testing")]

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use event_bus_conformance::suite::{Harness, mount, quiet_scripted_panics};
 use harness::inline::Inline;
+use harness::postgres::Postgres;
 use harness::sqlite::Sqlite;
 
 fn main() {
     quiet_scripted_panics();
     let arguments = libtest_mimic::Arguments::from_args();
-    let harnesses: [Arc<dyn Harness>; 2] = [Arc::new(Inline), Arc::new(Sqlite)];
+    let harnesses: [Arc<dyn Harness>; 4] =
+        [Arc::new(Inline), Arc::new(Sqlite), Arc::new(Postgres::Listening), Arc::new(Postgres::Polling)];
     let tests = harnesses.into_iter().flat_map(mount).collect();
     libtest_mimic::run(&arguments, tests).exit();
 }

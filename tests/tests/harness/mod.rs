@@ -1,4 +1,5 @@
 //! What each backend of this workspace brings to be tested.
 
 pub(crate) mod inline;
+pub(crate) mod postgres;
 pub(crate) mod sqlite;

@@ -1,0 +1,249 @@
+//! The keeper: the one task that owns a worker's session, and with it the worker's life.
+//!
+//! The session holds an advisory lock. Everything that this worker writes about its deliveries is written here, so a write
+//! that reaches the tables proves that the lock was held: nobody else can have had them. A request that is delivered late
+//! either runs while the lock is held, or finds a closed connection. A lost answer ends the session.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_bus_core::backend::{ClaimRequest, Claimed, Delivery, Partition, SettleBatch};
+use event_bus_core::{Error, ErrorKind, Result};
+use sqlx::Connection as _;
+use sqlx::postgres::PgConnection;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::boot::BootTime;
+use crate::connection::Shared;
+use crate::error::{Cause, error, translate};
+use crate::listen::LEASES;
+use crate::row::{self, FREE, Names, Place};
+use crate::session::State;
+use crate::store::{self, Places};
+
+/// The longest time between two looks at who owns what, which are the session's beats as well. The time until a worker
+/// that vanished is noticed.
+const MAX_BEAT: Duration = Duration::from_millis(500);
+
+/// How long a clean end may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What core asks for.
+pub(crate) enum Operation {
+    Claim {
+        request: ClaimRequest,
+        /// Deliveries that were given back, and whose giving back core knows to be stored.
+        given_back: Vec<i64>,
+        reply: oneshot::Sender<Result<Claimed>>,
+    },
+    Settle {
+        batch: SettleBatch,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    Release {
+        partition: Partition,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    Close {
+        reply: oneshot::Sender<Result<()>>,
+    },
+}
+
+/// A handler of this worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handler {
+    pub(crate) id: i32,
+    pub(crate) window: i32,
+}
+
+/// A lease that this worker has.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) epoch: i64,
+    /// Nothing is handed out before: the last owner may not know yet that it is none.
+    pub(crate) ready_at: Instant,
+    /// The key after which parked lanes have not been reported yet; `None` when all have been.
+    pub(crate) unreported: Option<String>,
+    pub(crate) is_revoked: bool,
+    /// The last claim brought all that was asked for: there is more.
+    pub(crate) is_full: bool,
+}
+
+pub(crate) struct Keeper {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) state: Arc<State>,
+    pub(crate) connection: PgConnection,
+    pub(crate) worker: i32,
+    /// The server's version.
+    pub(crate) version: i32,
+    pub(crate) handlers: Vec<Handler>,
+    /// By the position of the handler.
+    pub(crate) leases: Vec<BTreeMap<i16, Lease>>,
+    /// All that is in core's hands.
+    pub(crate) held: HashMap<i64, (usize, i16)>,
+    /// Of those, what was given back and comes back with a later claim.
+    pub(crate) given_back: HashSet<i64>,
+    /// What was claimed again of it meanwhile.
+    pub(crate) stash: Vec<Delivery>,
+    /// Up to which ids the store knows this worker to hold deliveries, by handler.
+    pub(crate) loaded_to: Vec<i64>,
+    pub(crate) names: Names,
+    /// Where the next claim begins among the slots, so that none is always the last.
+    pub(crate) turn: usize,
+    /// When it looks next at who owns what.
+    pub(crate) next_beat: Instant,
+    pub(crate) forget_keys_at: Instant,
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        state: Arc<State>,
+        connection: PgConnection,
+        worker: i32,
+        version: i32,
+        handlers: Vec<Handler>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            state,
+            connection,
+            worker,
+            version,
+            leases: handlers.iter().map(|_| BTreeMap::new()).collect(),
+            held: HashMap::new(),
+            given_back: HashSet::new(),
+            stash: Vec::new(),
+            loaded_to: handlers.iter().map(|_| 0).collect(),
+            handlers,
+            names: Names::default(),
+            turn: 0,
+            next_beat: now,
+            forget_keys_at: now,
+        }
+    }
+
+    /// The time between two beats.
+    pub(crate) fn beat_interval(&self) -> Duration {
+        (self.shared.config.handover_delay / 4).min(MAX_BEAT)
+    }
+
+    pub(crate) async fn run(mut self, mut operations: mpsc::Receiver<Operation>) {
+        let state = self.state.clone();
+        self.tell(LEASES).await;
+        while !state.is_over() {
+            if Instant::now() >= self.next_beat {
+                self.beat().await;
+                continue;
+            }
+            let wake_at = self.next_ready().map_or(self.next_beat, |ready_at| ready_at.min(self.next_beat));
+            let operation = tokio::select! {
+                biased;
+                operation = operations.recv() => operation,
+                () = state.look.notified() => {
+                    self.next_beat = Instant::now();
+                    continue;
+                }
+                () = tokio::time::sleep_until(wake_at) => {
+                    self.ready();
+                    continue;
+                }
+            };
+            match operation {
+                // Dropped: an unclean end.
+                None => break,
+                Some(Operation::Claim { request, given_back, reply }) => {
+                    let claimed = self.claim(&request, given_back).await;
+                    // If nobody waits any more, the session's end gives it back.
+                    let _ = reply.send(claimed);
+                }
+                Some(Operation::Settle { batch, reply }) => {
+                    let settled = self.settle(&batch).await;
+                    let _ = reply.send(settled);
+                }
+                Some(Operation::Release { partition, reply }) => {
+                    let released = self.release(partition).await;
+                    let _ = reply.send(released);
+                }
+                Some(Operation::Close { reply }) => {
+                    let left = self.leave().await;
+                    let _ = reply.send(left);
+                    break;
+                }
+            }
+        }
+        // The server frees the lock when the connection is gone, however it goes.
+        let _ = tokio::time::timeout(FAREWELL, self.connection.close()).await;
+    }
+
+    /// What an answer says about the session: every answer proves that the lock was held when it was made, an error as
+    /// well, unless the connection is gone.
+    pub(crate) fn heard<T>(
+        &self,
+        operation: &'static str,
+        sent_at: BootTime,
+        answer: sqlx::Result<T>,
+    ) -> Result<T> {
+        let failure = match answer {
+            Ok(value) => {
+                self.state.heard(sent_at);
+                return Ok(value);
+            }
+            Err(failure) => failure,
+        };
+        if Cause::of(&failure).ends_connection(&failure) {
+            self.state.end(format!("the session with {} is gone ({failure})", self.shared.place));
+            return Err(self.state.refusal(operation));
+        }
+        self.state.heard(sent_at);
+        Err(translate(operation, &self.shared.place, &failure, false))
+    }
+
+    /// The position of a handler of this worker.
+    pub(crate) fn position(&self, handler: i32) -> Option<usize> {
+        self.handlers.iter().position(|known| known.id == handler)
+    }
+
+    /// The place of a delivery in core's hands.
+    pub(crate) fn place_of(&self, partition: Partition, id: i64) -> Option<Place> {
+        let handler = self.handlers.get(partition.handler.get())?.id;
+        Some(Place { handler, slot: row::slot(partition), id })
+    }
+
+    /// Wakes others, if they listen. A failure costs them no more than their own beat.
+    pub(crate) async fn tell(&mut self, about: &str) {
+        if self.shared.config.is_notifying {
+            let sent_at = BootTime::now();
+            let told = store::notify(self.shared.at(), &mut self.connection, &self.shared.channel, about).await;
+            if let Err(failure) = self.heard("notify", sent_at, told) {
+                tracing::debug!(error = %failure, "the other workers could not be told");
+            }
+        }
+    }
+
+    /// Ends in peace: everything is free at once.
+    async fn leave(&mut self) -> Result<()> {
+        let mut free = Places::default();
+        for (id, (position, slot)) in &self.held {
+            if *slot == FREE
+                && let Some(handler) = self.handlers.get(*position)
+            {
+                free.push(Place { handler: handler.id, slot: FREE, id: *id });
+            }
+        }
+        let sent_at = BootTime::now();
+        let left = store::leave(self.shared.at(), &mut self.connection, self.worker, &free).await;
+        let left = self.heard("close", sent_at, left);
+        if left.is_ok() {
+            self.tell(LEASES).await;
+            self.shared.ring();
+        }
+        left.map_err(|failure| {
+            error(ErrorKind::Unavailable, "close", "the clean end could not be stored, others will wait for it")
+                .with_source(Error::to_string(&failure))
+        })
+    }
+}

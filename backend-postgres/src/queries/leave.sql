@@ -1,0 +1,15 @@
+-- A worker ends in peace: all of its leases are free and clean, and so are the free deliveries that it did not run.
+-- Inputs: $1 worker, $2 and $3 handler ids and ids of the free deliveries it still holds.
+with freed as (
+    update event_bus.lease l
+    set worker_id = null, is_unclean = false, "window" = h."window", loaded_to = h.loaded_to
+    from event_bus.worker_handler h
+    where l.worker_id = $1 and h.worker_id = $1 and h.handler_id = l.handler_id
+),
+given_back as (
+    update event_bus.delivery d
+    set owner = null, started = 0
+    from unnest($2::int4[], $3::int8[]) as g (handler_id, id)
+    where d.handler_id = g.handler_id and d.slot = -1 and d.id = g.id and d.owner = $1
+)
+delete from event_bus.worker where id = $1

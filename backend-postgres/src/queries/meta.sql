@@ -1,0 +1,3 @@
+-- What the store says about itself.
+-- Result: key, value.
+select key, value from event_bus.meta
