@@ -54,7 +54,9 @@ impl Connect for Builder {
             #[cfg(feature = "inline")]
             ("inline", _) => Err(invalid("the inline backend is nowhere: its whole url is inline:")),
             #[cfg(feature = "postgres")]
-            ("postgres" | "postgresql", _) => Ok(self.backend(event_bus_postgres::PostgresBackend::from_url(url)?)),
+            ("postgres" | "postgresql", _) => {
+                Ok(self.backend(event_bus_postgres::PostgresBackend::from_url(url)?))
+            }
             #[cfg(feature = "sqlite")]
             ("sqlite", _) => Ok(self.backend(event_bus_sqlite::SqliteBackend::from_url(url)?)),
             _ => Err(no_backend_for(scheme)),

@@ -118,10 +118,15 @@ impl PostgresConfig {
     /// The database in words, without password.
     pub(crate) fn place(&self) -> String {
         let options = &self.options;
-        let host = options
-            .get_socket()
-            .map_or_else(|| format!("{}:{}", options.get_host(), options.get_port()), |path| path.display().to_string());
-        format!("{host}/{} (schema {})", options.get_database().unwrap_or(options.get_username()), self.schema)
+        let host = options.get_socket().map_or_else(
+            || format!("{}:{}", options.get_host(), options.get_port()),
+            |path| path.display().to_string(),
+        );
+        format!(
+            "{host}/{} (schema {})",
+            options.get_database().unwrap_or(options.get_username()),
+            self.schema
+        )
     }
 
     /// Everything that is wrong with the settings.
@@ -147,7 +152,10 @@ impl PostgresConfig {
             problems.push(format!("write_timeout {:?} is below 100 ms", self.write_timeout));
         }
         if self.handover_delay < Duration::from_millis(40) || self.handover_delay > MAX_HANDOVER {
-            problems.push(format!("handover_delay {:?} is outside 40 ms to {MAX_HANDOVER:?}", self.handover_delay));
+            problems.push(format!(
+                "handover_delay {:?} is outside 40 ms to {MAX_HANDOVER:?}",
+                self.handover_delay
+            ));
         }
         problems
     }
@@ -166,7 +174,8 @@ impl PostgresConfig {
             ("pooler", "true" | "on") => self.is_pooled = true,
             ("pooler", "false" | "off") => self.is_pooled = false,
             ("max_connections", _) => {
-                self.max_connections = value.parse().map_err(|_| format!("{name}={value} is not a whole number"))?;
+                self.max_connections =
+                    value.parse().map_err(|_| format!("{name}={value} is not a whole number"))?;
             }
             ("write_timeout_ms", _) => self.write_timeout = millis()?,
             ("handover_delay_ms", _) => self.handover_delay = millis()?,
@@ -270,7 +279,8 @@ fn parse(url: &str) -> Result<PostgresConfig, Vec<String>> {
 fn connect_options(base: &str, query: &str) -> Result<PgConnectOptions, String> {
     if !base.starts_with("postgres://") && !base.starts_with("postgresql://") {
         return Err(
-            "the url does not begin with postgres:// (write postgres://user:password@host:5432/database)".to_owned()
+            "the url does not begin with postgres:// (write postgres://user:password@host:5432/database)"
+                .to_owned(),
         );
     }
     let url = if query.is_empty() { base.to_owned() } else { format!("{base}?{query}") };
@@ -314,7 +324,8 @@ mod tests {
             assert!(text.contains(part), "{text:?} does not say {part:?}");
         }
         assert!(refusal("mysql://db").contains("postgres://"));
-        let config = PostgresConfig::from_url("postgres://db/shop").unwrap().schema("Sh;op").max_connections(0);
+        let config =
+            PostgresConfig::from_url("postgres://db/shop").unwrap().schema("Sh;op").max_connections(0);
         assert_eq!(config.problems().len(), 2);
     }
 

@@ -196,7 +196,8 @@ impl Client {
         // two steps. Nobody cancels what runs here, so a transaction cannot be left open.
         let timeout = millis(config.write_timeout);
         let begin = config.is_pooled.then(|| {
-            format!("begin; set local statement_timeout = {timeout}; set local lock_timeout = {timeout}").into()
+            format!("begin; set local statement_timeout = {timeout}; set local lock_timeout = {timeout}")
+                .into()
         });
         Ok(Self { connection, used_at: Instant::now(), begin })
     }
@@ -292,7 +293,9 @@ impl Hands {
         let Ok(Ok(_permit)) = permit else { return Err(late(ErrorKind::Unavailable)) };
         let kept = locked(&self.idle).pop();
         let mut client = match tokio::time::timeout_at(deadline, revive(kept, &shared.config)).await {
-            Ok(connected) => connected.map_err(|failure| translate(operation, &shared.place, &failure, false))?,
+            Ok(connected) => {
+                connected.map_err(|failure| translate(operation, &shared.place, &failure, false))?
+            }
             Err(_) => return Err(late(ErrorKind::Unavailable)),
         };
         let at = shared.at_client();

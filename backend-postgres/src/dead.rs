@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_bus_core::Result;
 use event_bus_core::backend::{
@@ -17,7 +18,10 @@ use crate::store;
 const CHUNK: usize = 500;
 
 /// How often a dead letter is tried whose marker is on its way between its line and the parked ones.
-const TRIES: usize = 20;
+const TRIES: usize = 50;
+
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_millis(5);
 
 pub(crate) async fn dead_letters(
     hands: &Arc<Hands>,
@@ -100,14 +104,14 @@ async fn in_chunks(
     let mut moved = 0;
     for chunk in ids.chunks(CHUNK) {
         let mut left = chunk.to_vec();
-        for _ in 0..TRIES {
-            let wanted = left.clone();
+        for tries in 1..=TRIES {
+            let (wanted, is_last_try) = (left.clone(), tries == TRIES);
             let done: HashSet<i64> = hands
                 .run(operation, true, move |connection, at| {
                     Box::pin(async move {
                         match how {
-                            Move::Replay => store::replay(at, connection, &wanted).await,
-                            Move::Purge => store::purge(at, connection, &wanted).await,
+                            Move::Replay => store::replay(at, connection, &wanted, is_last_try).await,
+                            Move::Purge => store::purge(at, connection, &wanted, is_last_try).await,
                         }
                     })
                 })
@@ -116,13 +120,27 @@ async fn in_chunks(
                 .collect();
             moved += done.len() as u64;
             left.retain(|id| !done.contains(id));
-            // What is left is gone already, or its marker was on its way.
-            if left.is_empty() || done.is_empty() {
+            if !left.is_empty() {
+                left = still_dead(hands, operation, left).await?;
+            }
+            if left.is_empty() {
                 break;
             }
+            tokio::time::sleep(PAUSE).await;
         }
     }
     Ok(moved)
+}
+
+/// Which of these have not gone meanwhile.
+async fn still_dead(hands: &Arc<Hands>, operation: &'static str, ids: Vec<i64>) -> Result<Vec<i64>> {
+    let ids = Some(ids.into_iter().map(row::public_id).collect());
+    let filter = DeadLetterFilter { ids, ..DeadLetterFilter::default() };
+    hands
+        .run(operation, false, move |connection, at| {
+            Box::pin(async move { store::dead_ids(at, connection, &filter).await })
+        })
+        .await
 }
 
 pub(crate) async fn counts(hands: &Arc<Hands>) -> Result<Vec<HandlerCounts>> {

@@ -38,10 +38,13 @@ pub(crate) enum Cause {
 impl Cause {
     pub(crate) fn of(source: &sqlx::Error) -> Self {
         match source {
-            sqlx::Error::Database(database) => Self::of_code(&database.code().unwrap_or_default(), database.message()),
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
-                Self::Lost
+            sqlx::Error::Database(database) => {
+                Self::of_code(&database.code().unwrap_or_default(), database.message())
             }
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::Lost,
             // What is read from a connection that was cut in the middle of a message.
             sqlx::Error::Protocol(_) => Self::Lost,
             sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Configuration,
@@ -81,12 +84,14 @@ impl Cause {
 /// may not have happened.
 pub(crate) fn translate(operation: &'static str, place: &str, source: &sqlx::Error, is_write: bool) -> Error {
     let (kind, message) = match Cause::of(source) {
-        Cause::Lost if is_write && !matches!(source, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => (
-            ErrorKind::OutcomeUnknown,
-            format!("the connection to {place} was lost before the answer came"),
-        ),
+        Cause::Lost if is_write && !matches!(source, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => {
+            (ErrorKind::OutcomeUnknown, format!("the connection to {place} was lost before the answer came"))
+        }
         Cause::Lost => (ErrorKind::Unavailable, format!("{place} cannot be reached")),
-        Cause::Ending => (ErrorKind::Unavailable, format!("{place} ended the connection, it is being stopped or restarted")),
+        Cause::Ending => (
+            ErrorKind::Unavailable,
+            format!("{place} ended the connection, it is being stopped or restarted"),
+        ),
         Cause::Busy => (
             ErrorKind::Unavailable,
             format!("a statement on {place} waited or took too long; look for a transaction that stays open"),
@@ -101,9 +106,13 @@ pub(crate) fn translate(operation: &'static str, place: &str, source: &sqlx::Err
         ),
         Cause::NoTables => (
             ErrorKind::InvalidConfiguration,
-            format!("{place} has no tables of the event bus, or old ones; call `migrate` before anything else"),
+            format!(
+                "{place} has no tables of the event bus, or old ones; call `migrate` before anything else"
+            ),
         ),
-        Cause::NoDatabase => (ErrorKind::InvalidConfiguration, format!("the database of {place} does not exist; create it")),
+        Cause::NoDatabase => {
+            (ErrorKind::InvalidConfiguration, format!("the database of {place} does not exist; create it"))
+        }
         Cause::Denied => (
             ErrorKind::InvalidConfiguration,
             format!("{place} does not let this role in, or not do this; check user, password and grants"),
@@ -115,9 +124,10 @@ pub(crate) fn translate(operation: &'static str, place: &str, source: &sqlx::Err
             ),
         ),
         Cause::Data => (ErrorKind::InvalidEvent, "PostgreSQL does not store this event".to_owned()),
-        Cause::Configuration => {
-            (ErrorKind::InvalidConfiguration, format!("the connection to {place} is set up wrongly (TLS, certificates)"))
-        }
+        Cause::Configuration => (
+            ErrorKind::InvalidConfiguration,
+            format!("the connection to {place} is set up wrongly (TLS, certificates)"),
+        ),
         Cause::Corrupt => (ErrorKind::Corrupt, format!("{place} holds something that cannot be read")),
         Cause::Other => (ErrorKind::Unavailable, format!("{place} refused a statement")),
     };

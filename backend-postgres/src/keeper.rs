@@ -217,7 +217,8 @@ impl Keeper {
     pub(crate) async fn tell(&mut self, about: &str) {
         if self.shared.config.is_notifying {
             let sent_at = BootTime::now();
-            let told = store::notify(self.shared.at(), &mut self.connection, &self.shared.channel, about).await;
+            let told =
+                store::notify(self.shared.at(), &mut self.connection, &self.shared.channel, about).await;
             if let Err(failure) = self.heard("notify", sent_at, told) {
                 tracing::debug!(error = %failure, "the other workers could not be told");
             }
@@ -242,8 +243,12 @@ impl Keeper {
             self.shared.ring();
         }
         left.map_err(|failure| {
-            error(ErrorKind::Unavailable, "close", "the clean end could not be stored, others will wait for it")
-                .with_source(Error::to_string(&failure))
+            error(
+                ErrorKind::Unavailable,
+                "close",
+                "the clean end could not be stored, others will wait for it",
+            )
+            .with_source(Error::to_string(&failure))
         })
     }
 }

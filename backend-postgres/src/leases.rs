@@ -52,7 +52,10 @@ impl Keeper {
                 store::end_silent_workers(self.shared.at(), &mut self.connection, SESSION_SILENCE).await;
             let ended = self.heard("survey", sent_at, ended)?;
             if ended > 0 {
-                tracing::warn!(workers = ended, "ended sessions of workers that have been silent for too long");
+                tracing::warn!(
+                    workers = ended,
+                    "ended sessions of workers that have been silent for too long"
+                );
             }
         }
         if Instant::now() >= self.forget_keys_at {
@@ -76,7 +79,11 @@ impl Keeper {
                 let (is_forgotten, charged) = self.heard("survey", sent_at, buried)?;
                 has_buried = true;
                 if charged > 0 {
-                    tracing::warn!(worker = gone.id, deliveries = charged, "a worker vanished; they may run again");
+                    tracing::warn!(
+                        worker = gone.id,
+                        deliveries = charged,
+                        "a worker vanished; they may run again"
+                    );
                     self.state.bell.notify_one();
                 }
                 if is_forgotten {

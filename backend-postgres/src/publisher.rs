@@ -39,7 +39,11 @@ pub(crate) struct Publisher {
 }
 
 enum Request {
-    Publish { publication: Publication, deadline: Instant, reply: oneshot::Sender<Result<Stored>> },
+    Publish {
+        publication: Publication,
+        deadline: Instant,
+        reply: oneshot::Sender<Result<Stored>>,
+    },
     /// Something was stored elsewhere.
     Wake,
 }
@@ -70,8 +74,10 @@ impl Publisher {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(gone(ErrorKind::Unavailable)),
             Err(_) => {
-                let message =
-                    format!("publish calls to {} queue up for longer than the write timeout", self.shared.place);
+                let message = format!(
+                    "publish calls to {} queue up for longer than the write timeout",
+                    self.shared.place
+                );
                 return Err(error(ErrorKind::Unavailable, "publish", message));
             }
         }
@@ -208,32 +214,37 @@ impl Task {
         while !group.is_empty() {
             let deadline = group.iter().map(|waiting| waiting.deadline).max().unwrap_or_else(Instant::now);
             let failure = match self.connect(&group, deadline).await {
-                Ok((mut client, handlers)) => match self.store_on(&mut client, &handlers, &group, deadline).await {
-                    Ok(()) => {
-                        self.kept = Some(client);
-                        self.stored(group);
-                        return None;
-                    }
-                    Err(failure) => {
-                        let cause = Cause::of(&failure);
-                        if !cause.ends_connection(&failure) {
+                Ok((mut client, handlers)) => {
+                    match self.store_on(&mut client, &handlers, &group, deadline).await {
+                        Ok(()) => {
                             self.kept = Some(client);
+                            self.stored(group);
+                            return None;
                         }
-                        // Nothing of it is stored, and it may go better later.
-                        if !matches!(cause, Cause::Busy | Cause::Ending | Cause::Full | Cause::ReadOnly) {
-                            return Some((group, failure));
+                        Err(failure) => {
+                            let cause = Cause::of(&failure);
+                            if !cause.ends_connection(&failure) {
+                                self.kept = Some(client);
+                            }
+                            // Nothing of it is stored, and it may go better later.
+                            if !matches!(cause, Cause::Busy | Cause::Ending | Cause::Full | Cause::ReadOnly) {
+                                return Some((group, failure));
+                            }
+                            failure
                         }
-                        failure
                     }
-                },
-                Err(failure) if matches!(Cause::of(&failure), Cause::Lost | Cause::Ending | Cause::Full) => failure,
+                }
+                Err(failure) if matches!(Cause::of(&failure), Cause::Lost | Cause::Ending | Cause::Full) => {
+                    failure
+                }
                 Err(failure) => {
                     self.fail(group, &failure, false);
                     return None;
                 }
             };
             let now = Instant::now();
-            let (late, waiting) = group.into_iter().partition(|waiting: &Waiting| waiting.deadline <= now + pause);
+            let (late, waiting) =
+                group.into_iter().partition(|waiting: &Waiting| waiting.deadline <= now + pause);
             self.fail(late, &failure, false);
             group = waiting;
             if !group.is_empty() {
@@ -245,7 +256,11 @@ impl Task {
     }
 
     /// A living connection that knows all handlers of the group.
-    async fn connect(&mut self, group: &[Waiting], deadline: Instant) -> sqlx::Result<(Client, Arc<Handlers>)> {
+    async fn connect(
+        &mut self,
+        group: &[Waiting],
+        deadline: Instant,
+    ) -> sqlx::Result<(Client, Arc<Handlers>)> {
         let shared = self.shared.clone();
         if self.kept.is_none() {
             shared.forget_handlers();

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use event_bus_core::backend::{Delivery, DeliveryId, Envelope, ErrorLog, EventId, Headers, Partition, Timestamp};
+use event_bus_core::backend::{
+    Delivery, DeliveryId, Envelope, ErrorLog, EventId, Headers, Partition, Timestamp,
+};
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::{Decode, Row as _, ValueRef as _};
 use uuid::Uuid;
@@ -64,7 +66,11 @@ pub(crate) struct Place {
 
 /// The place of a row of `claim_free.sql`, `claim_keyed.sql` or `refill.sql`.
 pub(crate) fn place(row: &PgRow) -> sqlx::Result<Place> {
-    Ok(Place { handler: row.try_get_unchecked(0)?, slot: row.try_get_unchecked(1)?, id: row.try_get_unchecked(2)? })
+    Ok(Place {
+        handler: row.try_get_unchecked(0)?,
+        slot: row.try_get_unchecked(1)?,
+        id: row.try_get_unchecked(2)?,
+    })
 }
 
 /// A row that cannot be a delivery, and why.

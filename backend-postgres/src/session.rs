@@ -63,7 +63,8 @@ impl State {
 
     /// Whether the session is believed in.
     pub(crate) fn is_trusted(&self) -> bool {
-        self.over.get().is_none() && BootTime::from_nanos(self.heard_at.load(Ordering::Acquire)).elapsed() < TRUST
+        self.over.get().is_none()
+            && BootTime::from_nanos(self.heard_at.load(Ordering::Acquire)).elapsed() < TRUST
     }
 
     /// The right to everything is gone.
@@ -154,9 +155,8 @@ struct Entered {
 
 async fn enter(shared: &Shared, connection: &mut PgConnection, spec: &WorkerSpec) -> Result<Entered> {
     let failed = |failure: sqlx::Error| translate("open", &shared.place, &failure, false);
-    let refuse = |why: &str| {
-        Err(error(ErrorKind::InvalidConfiguration, "open", format!("{}: {why}", shared.place)))
-    };
+    let refuse =
+        |why: &str| Err(error(ErrorKind::InvalidConfiguration, "open", format!("{}: {why}", shared.place)));
     let facts = store::session(shared.at(), connection, SESSION_SILENCE).await.map_err(failed)?;
     if facts.statement_timeout != session_statement_timeout() {
         return refuse(
@@ -183,7 +183,11 @@ async fn enter(shared: &Shared, connection: &mut PgConnection, spec: &WorkerSpec
     let (worker, is_locked) =
         store::enter(shared.at(), connection, spec.incarnation, &info).await.map_err(failed)?;
     if !is_locked {
-        return Err(error(ErrorKind::Unavailable, "open", "the lock of a new worker is held by somebody else"));
+        return Err(error(
+            ErrorKind::Unavailable,
+            "open",
+            "the lock of a new worker is held by somebody else",
+        ));
     }
     let ids: Vec<_> = handlers.iter().map(|handler| handler.id).collect();
     let windows: Vec<_> = handlers.iter().map(|handler| handler.window).collect();
@@ -258,7 +262,11 @@ impl Session for PostgresSession {
         self.state.check("complete_in")?;
         let handler = self.handlers.get(delivery.handler().get()).copied();
         let (Some(handler), Some(id)) = (handler, row::private_id(delivery.id)) else {
-            return Err(error(ErrorKind::LeaseLost, "complete_in", "this delivery is not held by this session"));
+            return Err(error(
+                ErrorKind::LeaseLost,
+                "complete_in",
+                "this delivery is not held by this session",
+            ));
         };
         let place = Place { handler, slot: row::slot(delivery.partition), id };
         let epoch = i64::try_from(delivery.fence).unwrap_or(i64::MAX);

@@ -122,7 +122,9 @@ impl Keeper {
         let mut sorted = Sorted::default();
         for settlement in &batch.settlements {
             let delivery = &settlement.delivery;
-            let Some(id) = row::private_id(delivery.id).filter(|id| self.held.contains_key(id)) else { continue };
+            let Some(id) = row::private_id(delivery.id).filter(|id| self.held.contains_key(id)) else {
+                continue;
+            };
             let Some(place) = self.place_of(delivery.partition, id) else { continue };
             match &settlement.outcome {
                 Outcome::Complete => {

@@ -56,7 +56,12 @@ pub(crate) async fn meta(at: At<'_>, connection: &mut PgConnection) -> Result<Ve
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-pub(crate) async fn set_meta(at: At<'_>, connection: &mut PgConnection, key: &str, value: &str) -> Result<()> {
+pub(crate) async fn set_meta(
+    at: At<'_>,
+    connection: &mut PgConnection,
+    key: &str,
+    value: &str,
+) -> Result<()> {
     query(at, &at.sql.set_meta).bind(key).bind(value).execute(connection).await.map(drop)
 }
 
@@ -78,8 +83,11 @@ pub(crate) async fn lock_migrations(connection: &mut PgConnection, schema: &str)
 /// The server's version, and whether there are tables of the bus in this schema.
 pub(crate) async fn look(connection: &mut PgConnection, schema: &str) -> Result<(i32, bool, bool)> {
     let row = sqlx::query(
-        "select current_setting('server_version_num')::int4, to_regclass($1 || '.meta') is not null, \
-         to_regnamespace($1) is not null",
+        // Asked of the catalogue itself: what to_regclass says may be older than the wait for the lock.
+        "select current_setting('server_version_num')::int4, \
+         exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+         where n.nspname = $1 and c.relname = 'meta'), \
+         exists (select from pg_namespace where nspname = $1)",
     )
     .persistent(false)
     .bind(schema)
@@ -156,7 +164,11 @@ pub(crate) async fn session(
 ) -> Result<SessionFacts> {
     let silence = i64::try_from(silence.as_millis()).unwrap_or(i64::MAX);
     let row = query(at, &at.sql.session).bind(silence).fetch_one(connection).await?;
-    Ok(SessionFacts { version: row.try_get(0)?, is_standby: row.try_get(1)?, statement_timeout: row.try_get(2)? })
+    Ok(SessionFacts {
+        version: row.try_get(0)?,
+        is_standby: row.try_get(1)?,
+        statement_timeout: row.try_get(2)?,
+    })
 }
 
 /// A worker begins: its id, and whether its lock was taken.
@@ -291,7 +303,13 @@ pub(crate) async fn leave(
     worker: i32,
     free: &Places,
 ) -> Result<()> {
-    query(at, &at.sql.leave).bind(worker).bind(&free.handlers).bind(&free.ids).execute(connection).await.map(drop)
+    query(at, &at.sql.leave)
+        .bind(worker)
+        .bind(&free.handlers)
+        .bind(&free.ids)
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 pub(crate) async fn claim_free(
@@ -544,10 +562,20 @@ pub(crate) async fn dead_ids(
     ids(&bind_filter(query(at, &at.sql.dead_ids), filter).fetch_all(connection).await?)
 }
 
-pub(crate) async fn replay(at: At<'_>, connection: &mut PgConnection, dead: &[i64]) -> Result<Vec<i64>> {
-    ids(&query(at, &at.sql.replay).bind(dead).fetch_all(connection).await?)
+pub(crate) async fn replay(
+    at: At<'_>,
+    connection: &mut PgConnection,
+    dead: &[i64],
+    is_last_try: bool,
+) -> Result<Vec<i64>> {
+    ids(&query(at, &at.sql.replay).bind(dead).bind(is_last_try).fetch_all(connection).await?)
 }
 
-pub(crate) async fn purge(at: At<'_>, connection: &mut PgConnection, dead: &[i64]) -> Result<Vec<i64>> {
-    ids(&query(at, &at.sql.purge).bind(dead).fetch_all(connection).await?)
+pub(crate) async fn purge(
+    at: At<'_>,
+    connection: &mut PgConnection,
+    dead: &[i64],
+    is_last_try: bool,
+) -> Result<Vec<i64>> {
+    ids(&query(at, &at.sql.purge).bind(dead).bind(is_last_try).fetch_all(connection).await?)
 }

@@ -1,6 +1,6 @@
 -- Deletes dead letters and lets go of the keys they hold.
 -- Guarantees: as replay.sql.
--- Inputs: $1 ids of dead letters.
+-- Inputs: $1 ids of dead letters, $2 whether those whose marker cannot be found at all are deleted too.
 -- Result: the ids of those that were deleted.
 with wanted as materialized (
     select d.id, d.handler_id, d.slot, d.key, d.origin_id, d.holds_key
@@ -24,5 +24,5 @@ in_park as (
 delete from event_bus.dead d
 using wanted w
 where d.id = w.id
-    and (not w.holds_key or w.origin_id in (select id from in_line union all select id from in_park))
+    and ($2::bool or not w.holds_key or w.origin_id in (select id from in_line union all select id from in_park))
 returning d.id

@@ -2,7 +2,7 @@
 -- others at the end of their lines in the order in which they were published.
 -- Guarantees: each is dead or a delivery, never both nor neither. One whose marker is on its way between its line and the
 --   parked ones at this moment is left as it is: ask again.
--- Inputs: $1 ids of dead letters.
+-- Inputs: $1 ids of dead letters, $2 whether those whose marker cannot be found at all go to the end of their lines.
 -- Result: the ids of those that were replayed.
 with mine as materialized (select pg_current_xact_id() as number),
 wanted as materialized (
@@ -27,7 +27,7 @@ gone as (
     delete from event_bus.dead d
     using wanted w
     where d.id = w.id
-        and (not w.holds_key or w.origin_id in (select id from in_line union all select id from in_park))
+        and ($2::bool or not w.holds_key or w.origin_id in (select id from in_line union all select id from in_park))
     returning d.*
 ),
 back as (
@@ -36,7 +36,7 @@ back as (
     select g.handler_id, g.slot, g.event_id, g.name, g.version, g.key, g.payload, g.headers, g.published_at, g.crashes
     from mine
     cross join gone g
-    where not g.holds_key
+    where not g.holds_key or g.origin_id not in (select id from in_line union all select id from in_park)
     order by g.origin_id, g.id
 )
 select id from gone

@@ -28,6 +28,8 @@ struct Schema {
     pool: PgPool,
 }
 
+const EFFECTS: &str = "create table if not exists schema.effect (id serial, number bigint)";
+
 static SCHEMAS: AtomicU32 = AtomicU32::new(0);
 
 /// The address of a server that may be filled with schemas.
@@ -86,7 +88,7 @@ impl Schema {
     }
 
     async fn begin(&self) -> Begun {
-        self.execute(self.sql("create table if not exists schema.effect (id serial, number bigint)")).await;
+        self.execute(self.sql(EFFECTS)).await;
         Begun { transaction: self.pool.begin().await.unwrap(), schema: self.name.clone() }
     }
 }
@@ -108,6 +110,7 @@ impl Sandbox for Schema {
     }
 
     async fn effects(&self) -> Vec<u64> {
+        self.execute(self.sql(EFFECTS)).await;
         let sql = self.sql("select number from schema.effect order by id");
         let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&self.pool).await.unwrap();
         rows.iter().map(|row| u64::try_from(row.get::<i64, _>(0)).unwrap()).collect()
@@ -116,7 +119,8 @@ impl Sandbox for Schema {
     /// Somebody locks the tables.
     async fn outage(&self) -> Box<dyn Outage> {
         let mut begun = self.begin().await;
-        let sql = self.sql("lock table schema.delivery, schema.worker, schema.lease in access exclusive mode");
+        let sql =
+            self.sql("lock table schema.delivery, schema.worker, schema.lease in access exclusive mode");
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *begun.transaction).await.unwrap();
         Box::new(begun)
     }
