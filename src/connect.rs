@@ -11,8 +11,8 @@ const SCHEMES: [(&str, Option<Feature>); 8] = [
     ("sqlite", Some(("sqlite", cfg!(feature = "sqlite")))),
     ("postgres", Some(("postgres", cfg!(feature = "postgres")))),
     ("postgresql", Some(("postgres", cfg!(feature = "postgres")))),
-    ("redis", None),
-    ("rediss", None),
+    ("redis", Some(("redis", cfg!(feature = "redis")))),
+    ("rediss", Some(("redis", cfg!(feature = "redis")))),
     ("amqp", None),
     ("amqps", None),
 ];
@@ -23,6 +23,7 @@ const SCHEMES: [(&str, Option<Feature>); 8] = [
 /// |---|---|---|
 /// | `postgres://user@host/shop`, `postgresql://…` | `PostgresBackend` | `postgres` |
 /// | `sqlite:orders.db`, `sqlite:///var/lib/shop/orders.db` | `SqliteBackend` | `sqlite` |
+/// | `redis://user:password@host:6379/0?bus=orders`, `rediss://…` | `RedisBackend` | `redis` |
 /// | `inline:` | `InlineBackend` | `inline` (default) |
 ///
 /// ```
@@ -59,6 +60,8 @@ impl Connect for Builder {
             }
             #[cfg(feature = "sqlite")]
             ("sqlite", _) => Ok(self.backend(event_bus_sqlite::SqliteBackend::from_url(url)?)),
+            #[cfg(feature = "redis")]
+            ("redis" | "rediss", _) => Ok(self.backend(event_bus_redis::RedisBackend::from_url(url)?)),
             _ => Err(no_backend_for(scheme)),
         }
     }
@@ -144,6 +147,16 @@ mod tests {
             let bus = EventBus::builder().connect(url).await.unwrap().build().unwrap();
             assert_eq!(bus.backend().name(), "postgres");
         }
+    }
+
+    #[tokio::test]
+    #[cfg(feature = "redis")]
+    async fn a_redis_url_gives_the_redis_backend() {
+        for url in ["redis://localhost", "redis://localhost:7000/2?bus=orders"] {
+            let bus = EventBus::builder().connect(url).await.unwrap().build().unwrap();
+            assert_eq!(bus.backend().name(), "redis");
+        }
+        assert!(refusal("redis://anna:hunter2@db?colour=red").await.contains("colour is not an option"));
     }
 
     #[tokio::test]

@@ -34,6 +34,12 @@ pub mod sqlite {
     pub use event_bus_sqlite::{SqliteBackend, SqliteConfig, Synchronous};
 }
 
+/// Redis 7.0 or newer: streams, moved by scripts (feature `redis`).
+#[cfg(feature = "redis")]
+pub mod redis {
+    pub use event_bus_redis::{Durability, RedisBackend, RedisConfig};
+}
+
 /// What did this test publish, and nothing else? (Feature `testing`, for `[dev-dependencies]`.)
 ///
 /// ```
@@ -75,6 +81,8 @@ pub mod testing {
 pub use inline::InlineBackend;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresBackend;
+#[cfg(feature = "redis")]
+pub use redis::RedisBackend;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteBackend;
 #[cfg(feature = "testing")]

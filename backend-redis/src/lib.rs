@@ -1,0 +1,27 @@
+//! The Redis backend of event-bus: streams and fenced scripts.
+//!
+//! See [`RedisBackend`] for what it promises.
+
+mod backend;
+mod claim;
+mod clock;
+mod config;
+mod dead;
+mod entry;
+mod error;
+mod held;
+mod ids;
+mod keeper;
+mod leases;
+mod link;
+mod publisher;
+mod reply;
+mod script;
+mod server;
+mod session;
+mod settle;
+mod wake;
+mod worker;
+
+pub use backend::RedisBackend;
+pub use config::{Durability, RedisConfig};

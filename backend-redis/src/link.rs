@@ -1,0 +1,157 @@
+//! One supervised connection: made when it is needed, checked, thrown away when it is no good.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_bus_core::{Error, ErrorKind};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, Value};
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::config::RedisConfig;
+use crate::error::{Failure, error};
+use crate::reply::Reply;
+use crate::script::Call;
+use crate::server;
+
+/// How often a script is loaded for one call, should somebody flush the scripts at the same time.
+const LOADS: usize = 5;
+
+/// A connection to the server.
+pub(crate) struct Link {
+    config: Arc<RedisConfig>,
+    client: Client,
+    timeout: Duration,
+    /// The run of the server on which all depends; `None`: any will do.
+    run: Option<Arc<str>>,
+    live: AsyncMutex<Option<Live>>,
+}
+
+#[derive(Clone)]
+struct Live {
+    connection: MultiplexedConnection,
+    run: Arc<str>,
+    /// Tells connections apart that were made one after the other.
+    number: Arc<()>,
+}
+
+/// What connections are made with.
+pub(crate) fn client(config: &RedisConfig) -> Result<Client, Error> {
+    // The source could show the address with its password.
+    Client::open(config.connection.clone())
+        .map_err(|failure| error(ErrorKind::InvalidConfiguration, "connect", failure.category()))
+}
+
+impl Link {
+    /// A link that waits `timeout` for each answer. Nothing is connected yet.
+    pub(crate) fn new(
+        config: &Arc<RedisConfig>,
+        client: &Client,
+        timeout: Duration,
+        run: Option<&Arc<str>>,
+    ) -> Self {
+        Self {
+            config: config.clone(),
+            client: client.clone(),
+            timeout,
+            run: run.cloned(),
+            live: AsyncMutex::new(None),
+        }
+    }
+
+    /// The run of the server at the other end, which is connected if need be.
+    pub(crate) async fn run(&self) -> Result<Arc<str>, Failure> {
+        self.live().await.map(|live| live.run)
+    }
+
+    /// Runs a script, which is loaded if the server does not know it.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves it run or not.
+    pub(crate) async fn eval(&self, call: &Call) -> Result<Reply, Failure> {
+        self.eval_value(call).await.and_then(Reply::of)
+    }
+
+    pub(crate) async fn eval_value(&self, call: &Call) -> Result<Value, Failure> {
+        let mut live = self.live().await?;
+        for _ in 0..LOADS {
+            match call.command.query_async(&mut live.connection).await {
+                Ok(value) => return Ok(value),
+                Err(error) if is_unknown_script(&error) => self.load(&mut live, call).await?,
+                Err(error) => return Err(self.failed(&live, &error).await),
+            }
+        }
+        Err(Failure::Refused("it forgets scripts as fast as they are loaded".to_owned()))
+    }
+
+    async fn load(&self, live: &mut Live, call: &Call) -> Result<(), Failure> {
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(call.script.source);
+        match load.query_async::<Value>(&mut live.connection).await {
+            Ok(_) => Ok(()),
+            Err(error) => match self.failed(live, &error).await {
+                // The script itself was not sent.
+                Failure::Unknown(text) => Err(Failure::NotSent(text)),
+                failure => Err(failure),
+            },
+        }
+    }
+
+    /// Runs a command.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves it run or not.
+    pub(crate) async fn command(&self, command: &Cmd) -> Result<Value, Failure> {
+        let mut live = self.live().await?;
+        match command.query_async(&mut live.connection).await {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.failed(&live, &error).await),
+        }
+    }
+
+    async fn failed(&self, live: &Live, error: &RedisError) -> Failure {
+        if Failure::breaks_connection(error) {
+            let mut current = self.live.lock().await;
+            if current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.number, &live.number)) {
+                *current = None;
+            }
+        }
+        Failure::of(error)
+    }
+
+    async fn live(&self) -> Result<Live, Failure> {
+        let connecting = async {
+            let mut live = self.live.lock().await;
+            if let Some(live) = &*live {
+                return Ok(live.clone());
+            }
+            let made = self.connect().await?;
+            *live = Some(made.clone());
+            Ok(made)
+        };
+        match tokio::time::timeout(self.timeout, connecting).await {
+            Ok(live) => live,
+            Err(_) => Err(Failure::NotSent(format!("no connection after {:?}", self.timeout))),
+        }
+    }
+
+    async fn connect(&self) -> Result<Live, Failure> {
+        let settings = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            .set_response_timeout(Some(self.timeout));
+        let connected = self.client.get_multiplexed_async_connection_with_config(&settings).await;
+        let mut connection = connected.map_err(|error| match Failure::of(&error) {
+            Failure::Unknown(text) | Failure::Refused(text) => Failure::NotSent(text),
+            failure => failure,
+        })?;
+        let run = server::check(&mut connection, &self.config).await?;
+        if self.run.as_ref().is_some_and(|wanted| *wanted != run) {
+            return Err(Failure::OtherRun);
+        }
+        Ok(Live { connection, run, number: Arc::new(()) })
+    }
+}
+
+fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
+}
