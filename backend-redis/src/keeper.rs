@@ -65,7 +65,11 @@ impl Keeper {
         while !self.worker.is_over() {
             let pause = match self.beat().await {
                 Ok(true) => MIN_PAUSE,
-                Ok(false) => interval,
+                // Those who live have moved by then, and this is not reached for them.
+                Ok(false) => {
+                    let verdict = self.watch.next_verdict().map(|verdict| verdict.since(Moment::now()));
+                    verdict.map_or(interval, |verdict| verdict.clamp(MIN_PAUSE, interval))
+                }
                 Err(failure) => {
                     if failure.is_passing() {
                         tracing::warn!(%failure, "the server did not hear that this worker lives, trying again");

@@ -45,7 +45,13 @@ pub(crate) fn registration<'a>(lease: Duration, handlers: impl Iterator<Item = &
 
 /// Watches the counters of the others.
 #[derive(Default)]
-pub(crate) struct Watch(HashMap<String, (String, Moment)>);
+pub(crate) struct Watch(HashMap<String, Watched>);
+
+struct Watched {
+    beat: String,
+    since: Moment,
+    lease: Duration,
+}
 
 impl Watch {
     /// Takes in what one look brought, which was sent and answered at these times. Returns those that are dead, with the
@@ -60,17 +66,23 @@ impl Watch {
         let mut dead = Vec::new();
         for member in members {
             match self.0.get(&member.incarnation) {
-                Some((beat, since)) if *beat == member.beat => {
-                    if sent.since(*since) >= member.lease {
+                Some(watched) if watched.beat == member.beat => {
+                    if sent.since(watched.since) >= member.lease {
                         dead.push((member.incarnation.clone(), member.beat.clone()));
                     }
                 }
                 _ => {
-                    self.0.insert(member.incarnation.clone(), (member.beat.clone(), answered));
+                    let watched = Watched { beat: member.beat.clone(), since: answered, lease: member.lease };
+                    self.0.insert(member.incarnation.clone(), watched);
                 }
             }
         }
         dead
+    }
+
+    /// When somebody can be declared dead at the earliest, if nobody moves.
+    pub(crate) fn next_verdict(&self) -> Option<Moment> {
+        self.0.values().map(|watched| watched.since.plus(watched.lease)).min()
     }
 }
 
@@ -168,6 +180,7 @@ mod tests {
         assert!(watch.look(&[member("x", 1), member("y", 7)], at(0), at(100)).is_empty());
         // From the answer of the first look to the sending of the second.
         assert!(watch.look(&[member("x", 1), member("y", 8)], at(1_099), at(5_000)).is_empty());
+        assert_eq!(watch.next_verdict(), Some(at(1_100)));
         let dead = watch.look(&[member("x", 1), member("y", 9)], at(1_100), at(5_000));
         assert_eq!(dead, [("x".to_owned(), "1".to_owned())]);
     }

@@ -1,5 +1,7 @@
 //! A server of its own for each case.
 
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -121,7 +123,7 @@ impl Sandbox for Server {
 
     /// Processes are killed in rows, and others follow when the lease has ended: a short one, for cases are quick.
     fn url(&self) -> String {
-        self.url(1_000)
+        self.url(800)
     }
 
     /// The server stands still.
