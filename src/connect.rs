@@ -13,8 +13,8 @@ const SCHEMES: [(&str, Option<Feature>); 8] = [
     ("postgresql", Some(("postgres", cfg!(feature = "postgres")))),
     ("redis", Some(("redis", cfg!(feature = "redis")))),
     ("rediss", Some(("redis", cfg!(feature = "redis")))),
-    ("amqp", None),
-    ("amqps", None),
+    ("amqp", Some(("amqp", cfg!(feature = "amqp")))),
+    ("amqps", Some(("amqp", cfg!(feature = "amqp")))),
 ];
 
 /// Chooses the backend of a bus by a URL, as it comes from a configuration file or the environment.
@@ -24,6 +24,7 @@ const SCHEMES: [(&str, Option<Feature>); 8] = [
 /// | `postgres://user@host/shop`, `postgresql://…` | `PostgresBackend` | `postgres` |
 /// | `sqlite:orders.db`, `sqlite:///var/lib/shop/orders.db` | `SqliteBackend` | `sqlite` |
 /// | `redis://user:password@host:6379/0?bus=orders`, `rediss://…` | `RedisBackend` | `redis` |
+/// | `amqp://user:password@host/vhost`, `amqps://…` | `AmqpBackend` | `amqp` |
 /// | `inline:` | `InlineBackend` | `inline` (default) |
 ///
 /// ```
@@ -62,6 +63,8 @@ impl Connect for Builder {
             ("sqlite", _) => Ok(self.backend(event_bus_sqlite::SqliteBackend::from_url(url)?)),
             #[cfg(feature = "redis")]
             ("redis" | "rediss", _) => Ok(self.backend(event_bus_redis::RedisBackend::from_url(url)?)),
+            #[cfg(feature = "amqp")]
+            ("amqp" | "amqps", _) => Ok(self.backend(event_bus_amqp::AmqpBackend::from_url(url)?)),
             _ => Err(no_backend_for(scheme)),
         }
     }
@@ -157,6 +160,16 @@ mod tests {
             assert_eq!(bus.backend().name(), "redis");
         }
         assert!(refusal("redis://anna:hunter2@db?colour=red").await.contains("colour is not an option"));
+    }
+
+    #[tokio::test]
+    #[cfg(feature = "amqp")]
+    async fn an_amqp_url_gives_the_amqp_backend() {
+        for url in ["amqp://localhost", "amqps://anna:hunter2@localhost/shop?namespace=orders"] {
+            let bus = EventBus::builder().connect(url).await.unwrap().build().unwrap();
+            assert_eq!(bus.backend().name(), "amqp");
+        }
+        assert!(refusal("amqp://anna:hunter2@mq?colour=red").await.contains("colour is not an option"));
     }
 
     #[tokio::test]

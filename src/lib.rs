@@ -28,6 +28,12 @@ pub mod postgres {
     pub use event_bus_postgres::{PostgresBackend, PostgresConfig};
 }
 
+/// Quorum queues of RabbitMQ (feature `amqp`).
+#[cfg(feature = "amqp")]
+pub mod amqp {
+    pub use event_bus_amqp::{AmqpBackend, AmqpConfig, Routing};
+}
+
 /// One file, no server: the embedded durable store (feature `sqlite`).
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
@@ -77,6 +83,8 @@ pub mod testing {
     };
 }
 
+#[cfg(feature = "amqp")]
+pub use amqp::AmqpBackend;
 #[cfg(feature = "inline")]
 pub use inline::InlineBackend;
 #[cfg(feature = "postgres")]

@@ -1,0 +1,24 @@
+//! The RabbitMQ backend of event-bus.
+//!
+//! See [`AmqpBackend`] for what it promises.
+
+mod backend;
+mod buffer;
+mod catalogue;
+mod config;
+mod core;
+mod counts;
+mod dead;
+mod error;
+mod journal;
+mod line;
+mod link;
+mod post;
+mod publisher;
+mod session;
+mod steward;
+mod topology;
+mod wire;
+
+pub use backend::AmqpBackend;
+pub use config::{AmqpConfig, Routing};

@@ -1,0 +1,300 @@
+//! Deliveries as messages, and back.
+//!
+//! The body is the event's payload, as it is. What is known about the event stands in the properties: `message_id` is
+//! `<event id>/<handler>`, `type` the event's name, the rest headers. A retry that leaves its place, a delay and a dead
+//! letter are the same message with more headers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use event_bus_core::backend::{
+    DeadLetter, DeadReason, DeliveryId, Envelope, ErrorLog, EventId, Headers, Timestamp,
+};
+use event_bus_core::codec;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+
+use crate::topology::short;
+
+/// The partition key. [`Routing::ConsistentHash`](crate::Routing::ConsistentHash) hashes it.
+pub(crate) const KEY: &str = "event-bus-key";
+
+const VERSION: &str = "event-bus-version";
+const PUBLISHED_AT: &str = "event-bus-published-at";
+const POSITION: &str = "event-bus-position";
+const HEADERS: &str = "event-bus-headers";
+const FAILURES: &str = "event-bus-failures";
+const CRASHES: &str = "event-bus-crashes";
+const ERRORS: &str = "event-bus-errors";
+const WAIT: &str = "event-bus-wait-ms";
+const DEAD_ID: &str = "event-bus-dead-id";
+const DEAD_REASON: &str = "event-bus-dead-reason";
+const DIED_AT: &str = "event-bus-died-at";
+
+/// How often the broker took a message back from a consumer that it had handed it to.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+const PERSISTENT: u8 = 2;
+
+/// What travels with an event to one handler.
+#[derive(Clone, Debug)]
+pub(crate) struct Parcel {
+    pub(crate) envelope: Envelope,
+    /// The event's place within its publish call.
+    pub(crate) position: u32,
+    pub(crate) failures: u32,
+    pub(crate) crashes: u32,
+    pub(crate) errors: ErrorLog,
+    /// How long it must still wait, from when it is received. A duration and no point in time, so that no two clocks are
+    /// compared.
+    pub(crate) wait: Duration,
+    /// How often the broker took it back.
+    pub(crate) returns: u32,
+}
+
+/// What makes a dead letter of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Death {
+    pub(crate) id: DeliveryId,
+    pub(crate) reason: DeadReason,
+    pub(crate) died_at: Timestamp,
+}
+
+/// The identity of a message: the confirmations and returns of the broker are told apart by it.
+pub(crate) fn message_id(event: EventId, handler: &str) -> String {
+    format!("{event}/{handler}")
+}
+
+/// The properties of a message for `handler`.
+pub(crate) fn properties(parcel: &Parcel, handler: &str, death: Option<&Death>) -> BasicProperties {
+    let envelope = &parcel.envelope;
+    let mut headers = FieldTable::default();
+    let mut put = |name: &str, value: AMQPValue| {
+        headers.insert(short(name), value);
+    };
+    put(VERSION, number(u64::from(envelope.version)));
+    put(PUBLISHED_AT, AMQPValue::LongLongInt(envelope.published_at.as_millis()));
+    put(POSITION, number(u64::from(parcel.position)));
+    if let Some(key) = &envelope.key {
+        put(KEY, text(key.as_bytes()));
+    }
+    // Names of headers may be longer than a field name of AMQP, and values may contain anything: they travel as one field.
+    if let Some(written) = envelope.headers.as_deref().and_then(|headers| codec::encode(headers).ok()) {
+        put(HEADERS, text(&written));
+    }
+    if parcel.failures > 0 {
+        put(FAILURES, number(u64::from(parcel.failures)));
+    }
+    if parcel.crashes > 0 {
+        put(CRASHES, number(u64::from(parcel.crashes)));
+    }
+    if !parcel.errors.is_empty() {
+        put(ERRORS, text(parcel.errors.as_bytes()));
+    }
+    if !parcel.wait.is_zero() {
+        put(WAIT, number(millis(parcel.wait)));
+    }
+    if let Some(death) = death {
+        put(DEAD_ID, text(death.id.0.to_string().as_bytes()));
+        put(DEAD_REASON, text(death.reason.as_str().as_bytes()));
+        put(DIED_AT, AMQPValue::LongLongInt(death.died_at.as_millis()));
+    }
+    BasicProperties::default()
+        .with_message_id(short(message_id(envelope.id, handler)))
+        .with_type(short(&*envelope.name))
+        .with_content_type(short("application/cbor"))
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers)
+}
+
+/// Whole milliseconds, rounded up: a delay is a lower bound.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+fn number(value: u64) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn text(bytes: &[u8]) -> AMQPValue {
+    AMQPValue::LongString(bytes.to_vec().into())
+}
+
+/// Reads messages; remembers event names, so that their envelopes share them.
+#[derive(Default)]
+pub(crate) struct Reader {
+    names: HashMap<Box<str>, Arc<str>>,
+}
+
+impl Reader {
+    /// More names than any application has: beyond it somebody writes random ones, and sharing is given up.
+    const MAX_NAMES: usize = 4_096;
+
+    /// A message as a parcel, or why it is none.
+    pub(crate) fn read(&mut self, properties: &BasicProperties, body: Vec<u8>) -> Result<Parcel, String> {
+        let empty = FieldTable::default();
+        let headers = Fields(properties.headers().as_ref().unwrap_or(&empty));
+        let id = properties.message_id().as_ref().ok_or("it has no message_id")?.as_str();
+        let event = id.split_once('/').map_or(id, |(event, _)| event);
+        let id = event.parse::<EventId>().map_err(|_| format!("its message_id {event:?} is no event id"))?;
+        let name = properties.kind().as_ref().ok_or("it has no type, which is the event's name")?.as_str();
+        let key = match headers.bytes(KEY) {
+            Some(key) => Some(std::str::from_utf8(key).map_err(|_| "its key is not UTF-8")?.into()),
+            None => None,
+        };
+        let user_headers = match headers.bytes(HEADERS) {
+            Some(written) => {
+                let headers: Headers =
+                    ciborium::from_reader(written).map_err(|error| format!("its headers: {error}"))?;
+                (!headers.is_empty()).then(|| Arc::new(headers))
+            }
+            None => None,
+        };
+        Ok(Parcel {
+            envelope: Envelope {
+                id,
+                name: self.share(name),
+                version: headers.count(VERSION).unwrap_or(1),
+                key,
+                payload: Bytes::from(body),
+                headers: user_headers,
+                published_at: Timestamp::from_millis(headers.number(PUBLISHED_AT).unwrap_or(0)),
+            },
+            position: headers.count(POSITION).unwrap_or(0),
+            failures: headers.count(FAILURES).unwrap_or(0),
+            crashes: headers.count(CRASHES).unwrap_or(0),
+            errors: ErrorLog::from_bytes(Bytes::copy_from_slice(headers.bytes(ERRORS).unwrap_or_default())),
+            wait: Duration::from_millis(
+                headers.number(WAIT).and_then(|wait| wait.try_into().ok()).unwrap_or(0),
+            ),
+            returns: headers.count(DELIVERY_COUNT).unwrap_or(0),
+        })
+    }
+
+    /// A message of a queue of dead letters.
+    pub(crate) fn read_dead(
+        &mut self,
+        handler: &Arc<str>,
+        properties: &BasicProperties,
+        body: Vec<u8>,
+    ) -> Result<(DeadLetter, u32), String> {
+        let parcel = self.read(properties, body)?;
+        let empty = FieldTable::default();
+        let headers = Fields(properties.headers().as_ref().unwrap_or(&empty));
+        let word = |name| headers.bytes(name).and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let id = word(DEAD_ID).and_then(|id| id.parse().ok()).ok_or("it has no number")?;
+        let reason = word(DEAD_REASON).and_then(DeadReason::from_word).ok_or("it has no known reason")?;
+        let dead = DeadLetter {
+            id: DeliveryId(id),
+            handler: handler.clone(),
+            envelope: parcel.envelope,
+            failures: parcel.failures,
+            errors: parcel.errors,
+            reason,
+            died_at: Timestamp::from_millis(headers.number(DIED_AT).unwrap_or(0)),
+            holds_key: false,
+        };
+        Ok((dead, parcel.position))
+    }
+
+    fn share(&mut self, name: &str) -> Arc<str> {
+        if let Some(shared) = self.names.get(name) {
+            return shared.clone();
+        }
+        let shared: Arc<str> = name.into();
+        if self.names.len() < Self::MAX_NAMES {
+            self.names.insert(name.into(), shared.clone());
+        }
+        shared
+    }
+}
+
+struct Fields<'a>(&'a FieldTable);
+
+impl<'a> Fields<'a> {
+    fn number(&self, name: &str) -> Option<i64> {
+        match self.0.inner().get(name)? {
+            AMQPValue::LongLongInt(value) => Some(*value),
+            AMQPValue::LongInt(value) => Some(i64::from(*value)),
+            AMQPValue::ShortInt(value) => Some(i64::from(*value)),
+            AMQPValue::ShortShortInt(value) => Some(i64::from(*value)),
+            AMQPValue::LongUInt(value) => Some(i64::from(*value)),
+            AMQPValue::ShortUInt(value) => Some(i64::from(*value)),
+            AMQPValue::ShortShortUInt(value) => Some(i64::from(*value)),
+            _ => None,
+        }
+    }
+
+    fn count(&self, name: &str) -> Option<u32> {
+        self.number(name).and_then(|value| u32::try_from(value).ok())
+    }
+
+    fn bytes(&self, name: &str) -> Option<&'a [u8]> {
+        match self.0.inner().get(name)? {
+            AMQPValue::LongString(value) => Some(value.as_bytes()),
+            AMQPValue::ByteArray(value) => Some(value.as_slice()),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parcel() -> Parcel {
+        let headers = Headers::from([("tenant".to_owned(), "n\u{f6}rd \0".to_owned())]);
+        Parcel {
+            envelope: Envelope {
+                id: EventId::from_uuid(uuid::Uuid::from_u128(7)),
+                name: "orders.created".into(),
+                version: 3,
+                key: Some("ä".repeat(256).into()),
+                payload: Bytes::from_static(b"\x01\x02"),
+                headers: Some(Arc::new(headers)),
+                published_at: Timestamp::from_millis(1_700_000_000_123),
+            },
+            position: 4,
+            failures: 2,
+            crashes: 1,
+            errors: ErrorLog::from_bytes(Bytes::from_static(b"\x80")),
+            wait: Duration::from_micros(1_500),
+            returns: 0,
+        }
+    }
+
+    #[test]
+    fn a_delivery_comes_back_as_it_was_sent() {
+        let sent = parcel();
+        let read =
+            Reader::default().read(&properties(&sent, "a.b", None), sent.envelope.payload.to_vec()).unwrap();
+        assert_eq!(read.envelope, sent.envelope);
+        assert_eq!((read.position, read.failures, read.crashes), (4, 2, 1));
+        assert_eq!((read.errors, read.wait), (sent.errors, Duration::from_millis(2)));
+    }
+
+    #[test]
+    fn a_dead_letter_comes_back_with_its_reason() {
+        let death = Death {
+            id: DeliveryId(u128::MAX - 5),
+            reason: DeadReason::Discarded,
+            died_at: Timestamp::from_millis(12),
+        };
+        let written = properties(&parcel(), "a.b", Some(&death));
+        let (dead, position) = Reader::default().read_dead(&"a.b".into(), &written, vec![1, 2]).unwrap();
+        assert_eq!(
+            (dead.id, dead.reason, dead.died_at, position),
+            (death.id, death.reason, death.died_at, 4)
+        );
+    }
+
+    #[test]
+    fn a_foreign_message_is_told_apart() {
+        let mut reader = Reader::default();
+        assert!(reader.read(&BasicProperties::default(), Vec::new()).unwrap_err().contains("message_id"));
+        let foreign = BasicProperties::default().with_message_id(short("hello"));
+        assert!(reader.read(&foreign, Vec::new()).unwrap_err().contains("no event id"));
+    }
+}
