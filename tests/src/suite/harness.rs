@@ -34,6 +34,11 @@ pub trait Harness: Send + Sync + 'static {
         false
     }
 
+    /// How many deliveries can stand behind a stuck head before other keys must wait with them, if there is a limit.
+    fn longest_line(&self) -> Option<usize> {
+        None
+    }
+
     /// The program of this crate called `node`, if sandboxes have a [`Sandbox::url`] for it.
     fn node(&self) -> Option<PathBuf> {
         None

@@ -15,11 +15,12 @@ cases! { "key_order";
     a_stuck_handler_does_not_starve_another [Worker];
 }
 
-/// Pain 3: five thousand stand behind one head, and the window holds 64.
+/// Pain 3: five thousand (or as many as can) stand behind one head, and the window holds 64.
 async fn one_stuck_key_does_not_starve_the_others(world: &World) {
+    let depth = world.harness.longest_line().map_or(5_000, |limit| limit.min(5_000));
     let bus = ready(world.builder().window(64).handler(world.actor::<First>(quick()))).await;
     bus.publish(&note(0).key("stuck").acts([Act::Wait])).await.unwrap();
-    let line: Vec<_> = (1..=5_000).map(|number| note(number).key("stuck")).collect();
+    let line: Vec<_> = (1..=depth as u64).map(|number| note(number).key("stuck")).collect();
     for part in line.chunks(1_000) {
         bus.publish_all(part).await.unwrap();
     }
@@ -29,12 +30,12 @@ async fn one_stuck_key_does_not_starve_the_others(world: &World) {
     world.stage.until_done(FIRST, 200).await;
     assert_eq!(world.stage.ask(|seen| seen.running(FIRST)), 1);
     world.stage.open(0);
-    world.stage.until_done(FIRST, 5_201).await;
+    world.stage.until_done(FIRST, depth + 201).await;
     rest(&bus).await;
     stop(worker).await;
     let mut begun = world.stage.begun(FIRST);
     begun.retain(|number| *number < 10_000);
-    assert_eq!(begun, (0..=5_000).collect::<Vec<_>>());
+    assert_eq!(begun, (0..=depth as u64).collect::<Vec<_>>());
 }
 
 async fn a_key_that_waits_for_a_retry_does_not_starve_the_others(world: &World) {
