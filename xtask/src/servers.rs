@@ -70,7 +70,7 @@ pub(crate) fn provide(only_containers: bool) -> Result<Source, Failed> {
         };
     }
     let mut missing = missing();
-    if !missing.is_empty() && can_install() {
+    if (!missing.is_empty() || find(POOLER.0).is_none()) && can_install() {
         install(&missing)?;
         missing = self::missing();
     }
@@ -129,7 +129,7 @@ fn can_install() -> bool {
 
 fn install(missing: &[&Server]) -> Result<(), Failed> {
     let mut packages: Vec<_> = missing.iter().map(|server| server.package).collect();
-    if packages.contains(&"postgresql") && find(POOLER.0).is_none() {
+    if find(POOLER.0).is_none() {
         packages.push(POOLER.1);
     }
     let _policy = Policy::deny()?;
