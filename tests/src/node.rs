@@ -15,6 +15,7 @@ mod worker;
 
 use std::io::BufRead as _;
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use event_bus::prelude::*;
@@ -53,16 +54,10 @@ pub fn main() -> ExitCode {
 async fn run(options: Options) -> Result<(), String> {
     let in_words = |error: event_bus::Error| event_bus::chain(&error);
     let ledger = Ledger::open(&options.history).map_err(|error| error.to_string())?;
-    let bus = EventBus::builder()
-        .connect(&options.url)
-        .await
-        .map_err(in_words)?
-        .handler(Scripted::<First>::new(&ledger, options.number))
-        .handler(Scripted::<Second>::new(&ledger, options.number))
-        .poll_interval(Duration::from_millis(50))
-        .build()
-        .map_err(in_words)?;
-    bus.migrate().await.map_err(in_words)?;
+    let late = Arc::new(OnceLock::new());
+    let bus = bus(&options.url, &ledger, options.number, options.timeout, &late).await.map_err(in_words)?;
+    // It is new: nobody has set it.
+    let _ = late.set(bus.clone());
     let stop = stop_word();
     let worker = match options.is_worker {
         true => {
@@ -75,10 +70,35 @@ async fn run(options: Options) -> Result<(), String> {
     if let Some(worker) = worker {
         // Only the word ends it in peace; without one the thread that listens ends the process.
         let _ = stop.await;
-        worker.shutdown(GRACE).await.map_err(in_words)?;
+        worker.shutdown(options.grace.unwrap_or(GRACE)).await.map_err(in_words)?;
         ledger.write(Fact::WorkerStop { worker: options.number });
     }
     Ok(())
+}
+
+/// A bus on the store at `url`, with the handlers of a node, which publish through `late` once it is set; a server that is
+/// down is waited for.
+pub(crate) async fn bus(
+    url: &str,
+    ledger: &Ledger,
+    number: u32,
+    timeout: Option<Duration>,
+    late: &Arc<OnceLock<EventBus>>,
+) -> event_bus::Result<EventBus> {
+    let bus = EventBus::builder()
+        .connect(url)
+        .await?
+        .handler(Scripted::<First>::new(ledger, number, timeout, late))
+        .handler(Scripted::<Second>::new(ledger, number, timeout, late))
+        .poll_interval(Duration::from_millis(50))
+        .build()?;
+    while let Err(error) = bus.migrate().await {
+        if !error.is_transient() {
+            return Err(error);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(bus)
 }
 
 /// Resolves when the standard input says `stop`.

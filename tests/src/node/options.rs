@@ -1,6 +1,7 @@
 //! What a node is told to do.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The arguments.
 #[derive(Debug, Default)]
@@ -14,6 +15,16 @@ pub(super) struct Options {
     pub(super) publish: u64,
     pub(super) keys: u64,
     pub(super) batch: u64,
+    /// How long to wait between two calls.
+    pub(super) pause: Duration,
+    /// What the handlers do with what is published here; all succeed at once if it is `None`.
+    pub(super) acts: Option<fastrand::Rng>,
+    /// Every call has an idempotency key and is made again until its outcome is known.
+    pub(super) is_idempotent: bool,
+    /// How long a run may take.
+    pub(super) timeout: Option<Duration>,
+    /// How long runs may take after the word to stop.
+    pub(super) grace: Option<Duration>,
 }
 
 impl Options {
@@ -22,6 +33,10 @@ impl Options {
         while let Some(name) = arguments.next() {
             if name == "--work" {
                 options.is_worker = true;
+                continue;
+            }
+            if name == "--idempotent" {
+                options.is_idempotent = true;
                 continue;
             }
             let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -33,6 +48,10 @@ impl Options {
                 "--publish" => options.publish = number()?,
                 "--keys" => options.keys = number()?.max(1),
                 "--batch" => options.batch = number()?.max(1),
+                "--pause-ms" => options.pause = Duration::from_millis(number()?),
+                "--acts-of" => options.acts = Some(fastrand::Rng::with_seed(number()?)),
+                "--timeout-ms" => options.timeout = Some(Duration::from_millis(number()?)),
+                "--grace-ms" => options.grace = Some(Duration::from_millis(number()?)),
                 _ => return Err(format!("{name} is not an option")),
             }
         }

@@ -4,15 +4,19 @@
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use event_bus::prelude::*;
 
+use tokio::time::Instant;
+
 use super::ledger::{Ledger, hash_of};
+use super::publisher::{first_number_of_handlers, publish_call};
 use crate::history::{Fact, RunEnd};
-use crate::suite::actor::Role;
+use crate::suite::actor::{Role, SECOND};
 use crate::suite::note::SCRIPTED;
-use crate::suite::{Act, Paper};
+use crate::suite::{Act, Note, Paper, note};
 
 /// How often a node tries a delivery.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -24,6 +28,8 @@ pub const BACKOFF: Duration = Duration::from_millis(5);
 pub(super) struct Scripted<R> {
     ledger: Ledger,
     worker: u32,
+    timeout: Option<Duration>,
+    bus: Arc<OnceLock<EventBus>>,
     role: PhantomData<fn() -> R>,
 }
 
@@ -31,8 +37,31 @@ pub(super) struct Scripted<R> {
 static RUNS: AtomicU64 = AtomicU64::new(1);
 
 impl<R> Scripted<R> {
-    pub(super) fn new(ledger: &Ledger, worker: u32) -> Self {
-        Self { ledger: ledger.clone(), worker, role: PhantomData }
+    /// Through `bus`, once it is there, it publishes.
+    pub(super) fn new(
+        ledger: &Ledger,
+        worker: u32,
+        timeout: Option<Duration>,
+        bus: &Arc<OnceLock<EventBus>>,
+    ) -> Self {
+        Self { ledger: ledger.clone(), worker, timeout, bus: bus.clone(), role: PhantomData }
+    }
+
+    /// Publishes as part of a run of `cause`.
+    async fn publish(&self, cause: &Note, count: u64) {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        static NOTES: AtomicU64 = AtomicU64::new(0);
+        let Some(bus) = self.bus.get() else { return };
+        let first = first_number_of_handlers(self.worker);
+        let call = first + CALLS.fetch_add(1, Ordering::Relaxed);
+        let notes: Vec<_> = (0..count)
+            .map(|_| {
+                let mut more = note(first + NOTES.fetch_add(1, Ordering::Relaxed)).read_by(SECOND);
+                more.key.clone_from(&cause.key);
+                more
+            })
+            .collect();
+        publish_call(bus, &self.ledger, call, self.worker, &notes).await;
     }
 }
 
@@ -48,7 +77,11 @@ impl<R: Role> Handler for Scripted<R> {
     }
 
     fn options(&self) -> HandlerOptions {
-        HandlerOptions::new().max_attempts(MAX_ATTEMPTS).backoff(Backoff::fixed(BACKOFF))
+        let options = HandlerOptions::new().max_attempts(MAX_ATTEMPTS).backoff(Backoff::fixed(BACKOFF));
+        match self.timeout {
+            Some(timeout) => options.timeout(timeout),
+            None => options,
+        }
     }
 
     async fn handle(&self, paper: Paper, cx: &Context) -> Result<(), Failure> {
@@ -57,6 +90,7 @@ impl<R: Role> Handler for Scripted<R> {
             ledger: &self.ledger,
             worker: self.worker,
             number: RUNS.fetch_add(1, Ordering::Relaxed),
+            deadline: self.timeout.map(|timeout| Instant::now() + timeout),
             is_over: false,
         };
         self.ledger.write(Fact::RunStart {
@@ -92,6 +126,7 @@ impl<R: Role> Handler for Scripted<R> {
             }
             Act::Hang => std::future::pending().await,
             Act::Panic => panic!("a panic {SCRIPTED}"),
+            Act::Publish(count) => self.publish(note, count).await,
             Act::Abort => {
                 let crash = Fact::WorkerCrash { worker: self.worker };
                 self.ledger.write_and(crash, || std::process::abort());
@@ -107,6 +142,8 @@ struct Run<'l> {
     ledger: &'l Ledger,
     worker: u32,
     number: u64,
+    /// When it is given up.
+    deadline: Option<Instant>,
     is_over: bool,
 }
 
@@ -125,7 +162,11 @@ impl Drop for Run<'_> {
     fn drop(&mut self) {
         if !self.is_over {
             let delay = nanos(BACKOFF);
-            self.say(if std::thread::panicking() { RunEnd::Panic { delay } } else { RunEnd::Cancelled });
+            self.say(match self.deadline {
+                _ if std::thread::panicking() => RunEnd::Panic { delay },
+                Some(deadline) if deadline <= Instant::now() => RunEnd::Timeout { delay },
+                _ => RunEnd::Cancelled,
+            });
         }
     }
 }

@@ -119,7 +119,7 @@ async fn act(act: &Act, note: &Note, stage: &Stage, running: &mut Running) -> Re
         Act::Snooze(delay) => Some(Failure::snooze(*delay)),
         Act::Hang => std::future::pending().await,
         Act::Panic => panic!("a panic {SCRIPTED}"),
-        Act::Block(_) | Act::Abort => panic!("only programs do that"),
+        Act::Block(_) | Act::Abort | Act::Publish(_) => panic!("only programs do that"),
     };
     match failure {
         None => {

@@ -72,6 +72,8 @@ pub enum Act {
     Block(Duration),
     /// Takes the process with it. For programs.
     Abort,
+    /// Publishes so many notes of the same key, which only the second handler reads, then succeeds. For programs.
+    Publish(u64),
 }
 
 impl Partitioned for Note {

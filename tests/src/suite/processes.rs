@@ -19,6 +19,7 @@ cases! { "processes";
     a_stopped_worker_and_its_standby_never_run_together [Processes, Worker];
     handlers_that_block_every_thread_lose_nothing [Processes, Worker];
     failures_panics_and_snoozes_keep_every_promise [Processes, Worker];
+    what_handlers_publish_keeps_every_promise [Processes, Worker];
 }
 
 /// The processes of a case.
@@ -260,4 +261,21 @@ async fn failures_panics_and_snoozes_keep_every_promise(world: &World) {
     let records = fleet.finish([two]).await;
     let done = |record: &&Record| matches!(record.fact, Fact::RunEnd { end: RunEnd::Done, .. });
     assert_eq!(records.iter().filter(done).count(), 280 - 40);
+}
+
+/// Also if the process that publishes from within a run is killed.
+async fn what_handlers_publish_keeps_every_promise(world: &World) {
+    let mut fleet = fleet_of(world).await;
+    let notes: Vec<_> = (0..60)
+        .map(|n| note(n).read_by(FIRST).key(format!("p{}", n % 5)).acts([Act::Publish(3), Act::Publish(3)]))
+        .collect();
+    fleet.publish(&notes).await;
+    let one = fleet.worker().await;
+    let two = fleet.worker().await;
+    let begun = |facts: &[Fact]| facts.iter().filter(|fact| matches!(fact, Fact::RunStart { .. })).count();
+    fleet.until(|facts| begun(facts) >= 20).await;
+    one.kill().await;
+    let records = fleet.finish([two]).await;
+    let published = |record: &&Record| matches!(&record.fact, Fact::PublishIntent { publisher: 1.., .. });
+    assert!(records.iter().filter(published).count() >= 60);
 }
