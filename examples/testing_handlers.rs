@@ -159,4 +159,12 @@ mod tests {
         tokio::spawn(request.in_test(&test)).await.unwrap().unwrap();
         assert_eq!(payment.total(), 4_200);
     }
+
+    #[tokio::test]
+    #[should_panic(expected = r#"OrderPlaced { order_id: "A-19", cents: 5 }"#)]
+    async fn what_nobody_asserted_is_shown_as_its_debug() {
+        let (mut test, bus, _) = shop();
+        test.set_mode(Mode::Strict);
+        place_order(&bus, "A-19", 5).await.unwrap();
+    }
 }
