@@ -33,7 +33,8 @@ const MAX_HANDOVER: Duration = Duration::from_secs(60);
 impl PostgresConfig {
     /// The database of a url: `postgres://user:password@host:5432/database`.
     ///
-    /// Options of the bus: `schema`, `notify=on|off`, `pooler=true|false`, `max_connections`, `write_timeout_ms`,
+    /// Options of the bus: `schema`, `notify=on|off`, `pooler=true|false`, `direct_url` (with `:`, `/`, `@` and the like as
+    /// `%3A`, `%2F`, `%40`), `max_connections`, `write_timeout_ms`,
     /// `handover_delay_ms`, `notify_interval_ms`, `dedupe_retention_ms`. Options of the connection: `sslmode`,
     /// `sslrootcert`, `sslcert`, `sslkey`, `host` (a directory for a Unix socket), `port`, `dbname`, `user`, `password`,
     /// `application_name`, `options`.
@@ -169,6 +170,7 @@ impl PostgresConfig {
         };
         match (name, value) {
             ("schema", _) => self.schema = value.to_owned(),
+            ("direct_url", _) => self.direct = Some(connect_options(&decode(value)?, "")?),
             ("notify", "on" | "true") => self.is_notifying = true,
             ("notify", "off" | "false") => self.is_notifying = false,
             ("pooler", "true" | "on") => self.is_pooled = true,
@@ -266,7 +268,7 @@ fn parse(url: &str) -> Result<PostgresConfig, Vec<String>> {
             Ok(true) => {}
             // The value may be a secret that was written in the wrong place.
             Ok(false) => problems.push(format!(
-                "{name} is not an option; there are schema, notify, pooler, max_connections, write_timeout_ms, \
+                "{name} is not an option; there are schema, notify, pooler, direct_url, max_connections, write_timeout_ms, \
                  handover_delay_ms, notify_interval_ms, dedupe_retention_ms, and those of the connection (sslmode, \
                  sslrootcert, host, port, dbname, user, application_name, options)"
             )),
@@ -290,6 +292,26 @@ fn connect_options(base: &str, query: &str) -> Result<PgConnectOptions, String> 
          %40 and the like)"
             .to_owned()
     })
+}
+
+/// Undoes percent encoding.
+fn decode(text: &str) -> Result<String, String> {
+    let bad = || "direct_url has a % that is not followed by two digits, or is not UTF-8".to_owned();
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        if *byte != b'%' {
+            bytes.push(*byte);
+            continue;
+        }
+        let digits =
+            rest.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit)).ok_or_else(bad)?;
+        let digits = std::str::from_utf8(digits).map_err(|_| bad())?;
+        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| bad())?);
+        rest = &rest[2..];
+    }
+    String::from_utf8(bytes).map_err(|_| bad())
 }
 
 #[cfg(test)]

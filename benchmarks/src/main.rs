@@ -50,6 +50,8 @@ struct Arguments {
 enum Backend {
     /// The engine alone over an in-memory store: deliveries per second, bytes per waiting delivery.
     Engine,
+    /// A private server, or the one that EVENT_BUS_TEST_POSTGRES_URL names.
+    Postgres,
     /// Files, no server.
     Sqlite,
 }
@@ -149,6 +151,7 @@ async fn run(arguments: Arguments) -> Result<(), AnyError> {
                 }
                 continue;
             }
+            Backend::Postgres => Box::new(targets::postgres::Postgres),
             Backend::Sqlite => Box::new(targets::sqlite::Sqlite { dir: dir.clone() }),
         };
         report.of(target.name());

@@ -1,3 +1,4 @@
 //! The stores that can be measured, a file each.
 
+pub mod postgres;
 pub mod sqlite;

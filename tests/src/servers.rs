@@ -41,6 +41,7 @@ mod engine;
 mod keeper;
 mod local;
 mod own;
+mod pgbouncer;
 mod ports;
 mod postgres;
 mod processes;
@@ -51,6 +52,7 @@ mod server;
 mod shared;
 
 pub use engine::{Address, Engine, Place, Ports, Recipe};
+pub use pgbouncer::PgBouncerEngine;
 pub use ports::free_port;
 pub use postgres::{Database, PostgresEngine};
 pub use program::main;
@@ -58,6 +60,8 @@ pub use rabbitmq::{RabbitMqEngine, Vhost};
 pub use redis::RedisEngine;
 pub use server::Server;
 
+/// A PgBouncer, see [`PgBouncer::before`].
+pub type PgBouncer = Server<PgBouncerEngine>;
 /// A Postgres server.
 pub type Postgres = Server<PostgresEngine>;
 /// A Redis server.

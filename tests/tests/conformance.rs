@@ -27,6 +27,7 @@ fn main() {
         Arc::new(Sqlite),
         Arc::new(Postgres::Listening),
         Arc::new(Postgres::Polling),
+        Arc::new(Postgres::PgBouncer),
         Arc::new(Redis::Everysec),
         Arc::new(Redis::Fsync),
         Arc::new(Amqp(Routing::Direct)),

@@ -124,7 +124,7 @@ fn other_user() -> Result<Option<(u32, u32)>, String> {
     user.map(Some).ok_or_else(|| format!("there is no user {SUPERUSER}, and initdb does not run as root"))
 }
 
-fn as_server(mut command: Command) -> Result<Command, String> {
+pub(super) fn as_server(mut command: Command) -> Result<Command, String> {
     if let Some((user, group)) = other_user()? {
         use std::os::unix::process::CommandExt as _;
         command.uid(user).gid(group);

@@ -1,15 +1,15 @@
-//! A schema of its own in a database that all cases share.
+//! A database of its own on a server that all cases share.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use event_bus::backend::{Backend, Capabilities};
 use event_bus::postgres::PostgresConfig;
 use event_bus::{Context, PostgresBackend, Publish, Receipt, Result, async_trait};
+use event_bus_conformance::servers::{self, Database, PgBouncer};
 use event_bus_conformance::suite::{Harness, Outage, Sandbox, Tamper, Transaction};
-use sqlx::postgres::{PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Postgres as Database, Row as _};
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 /// The ways in which the backend is tested.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,29 +18,19 @@ pub(crate) enum Postgres {
     Listening,
     /// Nobody notifies.
     Polling,
+    /// All but the workers reach the database through PgBouncer in transaction mode.
+    PgBouncer,
 }
 
-struct Schema {
-    server: String,
-    name: String,
+struct Sandboxed {
+    database: Database,
     mode: Postgres,
     /// The application's own connections.
     pool: PgPool,
+    bouncer: Option<PgBouncer>,
 }
 
-const EFFECTS: &str = "create table if not exists schema.effect (id serial, number bigint)";
-
-static SCHEMAS: AtomicU32 = AtomicU32::new(0);
-
-/// The address of a server that may be filled with schemas.
-#[expect(clippy::panic, reason = "the message says how to get a server")]
-fn server() -> String {
-    std::env::var("EVENT_BUS_TEST_POSTGRES_URL").unwrap_or_else(|_| {
-        panic!(
-            "no PostgreSQL to test on: start one and set EVENT_BUS_TEST_POSTGRES_URL=postgres://user@host:port/database"
-        )
-    })
-}
+const EFFECTS: &str = "create table if not exists effect (id serial, number bigint)";
 
 #[async_trait]
 impl Harness for Postgres {
@@ -48,6 +38,7 @@ impl Harness for Postgres {
         match self {
             Self::Listening => "postgres[listening]",
             Self::Polling => "postgres[polling]",
+            Self::PgBouncer => "postgres[pgbouncer]",
         }
     }
 
@@ -56,13 +47,19 @@ impl Harness for Postgres {
     }
 
     async fn sandbox(&self) -> Arc<dyn Sandbox> {
-        let server = server();
-        let number = SCHEMAS.fetch_add(1, Ordering::Relaxed);
-        let name = format!("case_{}_{number}", std::process::id());
-        let pool = PgPoolOptions::new().max_connections(4).connect_lazy(&server).unwrap();
-        let schema = Schema { server, name, mode: *self, pool };
-        schema.execute(format!("drop schema if exists {0} cascade; create schema {0}", schema.name)).await;
-        Arc::new(schema)
+        let server = servers::postgres().await;
+        let database = server.database().await;
+        let bouncer = match self {
+            Self::PgBouncer => Some(PgBouncer::before(server).await),
+            _ => None,
+        };
+        let (url, options) = match &bouncer {
+            Some(bouncer) => (bouncer.url_of(database.url()), pooled()),
+            None => (database.url().to_owned(), PgConnectOptions::new()),
+        };
+        let options = same_place(options, &url);
+        let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
+        Arc::new(Sandboxed { database, mode: *self, pool, bouncer })
     }
 
     fn has_outages(&self) -> bool {
@@ -78,31 +75,51 @@ impl Harness for Postgres {
     }
 }
 
-impl Schema {
-    fn sql(&self, sql: &str) -> String {
-        sql.replace("schema.", &format!("{}.", self.name))
-    }
+/// What a client needs that shares its servers with others.
+fn pooled() -> PgConnectOptions {
+    PgConnectOptions::new().statement_cache_capacity(0).extra_float_digits(None)
+}
 
-    async fn execute(&self, sql: String) {
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.pool).await.unwrap();
+fn same_place(options: PgConnectOptions, url: &str) -> PgConnectOptions {
+    let place: PgConnectOptions = url.parse().unwrap();
+    options
+        .host(place.get_host())
+        .port(place.get_port())
+        .username(place.get_username())
+        .database(place.get_database().unwrap())
+}
+
+impl Sandboxed {
+    async fn execute(&self, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(&self.pool).await.unwrap();
     }
 
     async fn begin(&self) -> Begun {
-        self.execute(self.sql(EFFECTS)).await;
-        Begun { transaction: self.pool.begin().await.unwrap(), schema: self.name.clone() }
+        self.execute(EFFECTS).await;
+        Begun(self.pool.begin().await.unwrap())
     }
 }
 
 #[async_trait]
-impl Sandbox for Schema {
+impl Sandbox for Sandboxed {
     fn backend(&self) -> Arc<dyn Backend> {
-        Arc::new(PostgresBackend::new(PostgresConfig::from_url(&self.url()).unwrap()).unwrap())
+        let config = PostgresConfig::from_url(&self.url()).unwrap();
+        Arc::new(PostgresBackend::new(config).unwrap())
     }
 
     fn url(&self) -> String {
-        let notify = if self.mode == Postgres::Listening { "on" } else { "off" };
+        let direct = self.database.url();
         // A short handover delay, for cases that kill often.
-        format!("{}?schema={}&notify={notify}&handover_delay_ms=400", self.server, self.name)
+        let options = "handover_delay_ms=400";
+        match (&self.bouncer, self.mode) {
+            (Some(bouncer), _) => {
+                let direct = direct.replace(':', "%3A").replace('/', "%2F").replace('@', "%40");
+                let url = bouncer.url_of(self.database.url());
+                format!("{url}?{options}&pooler=true&direct_url={direct}")
+            }
+            (None, Postgres::Polling) => format!("{direct}?{options}&notify=off"),
+            _ => format!("{direct}?{options}"),
+        }
     }
 
     async fn transaction(&self) -> Box<dyn Transaction> {
@@ -110,63 +127,67 @@ impl Sandbox for Schema {
     }
 
     async fn effects(&self) -> Vec<u64> {
-        self.execute(self.sql(EFFECTS)).await;
-        let sql = self.sql("select number from schema.effect order by id");
-        let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&self.pool).await.unwrap();
+        self.execute(EFFECTS).await;
+        let sql = sqlx::raw_sql("select number from effect order by id");
+        let rows = sql.fetch_all(&self.pool).await.unwrap();
         rows.iter().map(|row| u64::try_from(row.get::<i64, _>(0)).unwrap()).collect()
     }
 
     /// Somebody locks the tables.
     async fn outage(&self) -> Box<dyn Outage> {
         let mut begun = self.begin().await;
-        let sql =
-            self.sql("lock table schema.delivery, schema.worker, schema.lease in access exclusive mode");
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *begun.transaction).await.unwrap();
+        sqlx::raw_sql(
+            "lock table event_bus.delivery, event_bus.worker, event_bus.lease in access exclusive mode",
+        )
+        .execute(&mut *begun.0)
+        .await
+        .unwrap();
         Box::new(begun)
     }
 
     async fn tamper(&self, tamper: Tamper) {
-        let sql = match tamper {
-            Tamper::NewerSchema => "update schema.meta set value = '99' where key = 'schema'",
-            Tamper::OtherSlots => "update schema.meta set value = '32' where key = 'slots'",
-        };
-        self.execute(self.sql(sql)).await;
+        self.execute(match tamper {
+            Tamper::NewerSchema => "update event_bus.meta set value = '99' where key = 'schema'",
+            Tamper::OtherSlots => "update event_bus.meta set value = '32' where key = 'slots'",
+        })
+        .await;
     }
 }
 
-struct Begun {
-    transaction: sqlx::Transaction<'static, Database>,
-    schema: String,
-}
+struct Begun(sqlx::Transaction<'static, sqlx::Postgres>);
 
 #[async_trait]
 impl Transaction for Begun {
     async fn publish<'a>(&'a mut self, publish: Publish<'a>) -> Result<Receipt> {
-        publish.within(&mut *self.transaction).await
+        publish.within(&mut *self.0).await
     }
 
     async fn complete(&mut self, cx: &Context) -> Result<()> {
-        cx.complete_in(&mut *self.transaction).await
+        cx.complete_in(&mut *self.0).await
     }
 
     async fn effect(&mut self, number: u64) {
         let number = i64::try_from(number).unwrap();
-        let sql = format!("insert into {}.effect (number) values ($1)", self.schema);
-        sqlx::query(AssertSqlSafe(sql)).bind(number).execute(&mut *self.transaction).await.unwrap();
+        sqlx::query("insert into effect (number) values ($1)")
+            .persistent(false)
+            .bind(number)
+            .execute(&mut *self.0)
+            .await
+            .unwrap();
     }
 
     async fn commit(self: Box<Self>) {
-        self.transaction.commit().await.unwrap();
+        self.0.commit().await.unwrap();
     }
 
     async fn rollback(self: Box<Self>) {
-        self.transaction.rollback().await.unwrap();
+        self.0.rollback().await.unwrap();
     }
 }
 
 #[async_trait]
 impl Outage for Begun {
     async fn end(self: Box<Self>) {
-        self.transaction.rollback().await.unwrap();
+        self.0.rollback().await.unwrap();
     }
 }
