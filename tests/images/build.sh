@@ -3,10 +3,10 @@
 # registry. They take the arguments, variables, files and ports that the official images take, as far as the tests use them.
 #
 # Needs: root, debootstrap, docker with its daemon. Prints the three variables that make the tests use the images.
-# Options by environment: EVENT_BUS_DEBIAN_MIRROR (http://deb.debian.org/debian), EVENT_BUS_DEBIAN_SUITE (bookworm).
+# Options by environment: EVENT_BUS_DEBIAN_MIRROR (default: debootstrap's own), EVENT_BUS_DEBIAN_SUITE (bookworm).
 set -euo pipefail
 
-mirror=${EVENT_BUS_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+mirror=${EVENT_BUS_DEBIAN_MIRROR:-}
 suite=${EVENT_BUS_DEBIAN_SUITE:-bookworm}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 for tool in debootstrap docker; do
@@ -18,7 +18,7 @@ root=$(mktemp -d)
 trap 'rm -rf --one-file-system "$root"' EXIT
 
 # Postgres must not run as root, Redis and RabbitMQ may: the packages bring the users.
-debootstrap --variant=minbase --include=postgresql,redis-server,rabbitmq-server "$suite" "$root" "$mirror" >&2
+debootstrap --variant=minbase --include=postgresql,redis-server,rabbitmq-server "$suite" "$root" ${mirror:+"$mirror"} >&2
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/var/lib/postgresql/*/main
 install -m 755 "$here/entrypoint.sh" "$root/entrypoint.sh"
 

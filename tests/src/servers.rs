@@ -51,7 +51,7 @@ mod redis;
 mod server;
 mod shared;
 
-pub use engine::{Address, Engine, Place, Ports, Recipe};
+pub use engine::{Address, Engine, Image, Place, Ports, Recipe};
 pub use pgbouncer::PgBouncerEngine;
 pub use ports::free_port;
 pub use postgres::{Database, PostgresEngine};

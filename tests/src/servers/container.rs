@@ -34,8 +34,9 @@ impl<E: Engine> Container<E> {
         find("docker", &[])
             .ok_or("the program docker, with which a keeper removes containers, is missing")?;
         let (place, hold) = place::<E>(&owned(settings), &owner, true)?;
-        let image = std::env::var(E::IMAGE_VARIABLE).ok().filter(|image| !image.is_empty());
-        let image = image.unwrap_or_else(|| E::IMAGE.to_owned());
+        let known = E::IMAGE.ok_or("it comes in no container")?;
+        let image = std::env::var(known.variable).ok().filter(|image| !image.is_empty());
+        let image = image.unwrap_or_else(|| known.name.to_owned());
         let (name, tag) = name_and_tag(&image);
         let recipe = E::recipe(&place);
         let mut request =

@@ -14,10 +14,8 @@ pub trait Engine: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// The variable that names a server of somebody else.
     const VARIABLE: &'static str;
-    /// The variable that names another image than the usual one.
-    const IMAGE_VARIABLE: &'static str;
-    /// The official image.
-    const IMAGE: &'static str;
+    /// Its image, if it has one. Without one its programs are needed, whatever else comes in containers.
+    const IMAGE: Option<Image>;
     /// The Debian package with its programs.
     const PACKAGE: &'static str;
     /// Settings of the server that a test run shares.
@@ -35,8 +33,10 @@ pub trait Engine: Send + Sync + Sized + 'static {
     /// How it is reached.
     fn address(host: &str, ports: Ports) -> Address;
 
-    /// How it runs in a container.
-    fn recipe(place: &Place) -> Recipe;
+    /// How it runs in a container, where there is an image of it.
+    fn recipe(_: &Place) -> Recipe {
+        Recipe::default()
+    }
 
     /// Fills an empty directory.
     ///
@@ -55,6 +55,15 @@ pub trait Engine: Send + Sync + Sized + 'static {
 
     /// Whether it answers.
     fn answers(address: &Address) -> impl Future<Output = bool> + Send;
+}
+
+/// An image with a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Image {
+    /// The official one.
+    pub name: &'static str,
+    /// The variable that names another.
+    pub variable: &'static str,
 }
 
 /// Ports for one server.

@@ -30,8 +30,8 @@ impl<E: Engine> Own<E> {
     /// Starts one, in the first way that this machine has.
     pub(super) async fn start(settings: &[(&str, &str)], owner: Owner) -> Result<Self, String> {
         let programs = match std::env::var(WAY).as_deref() {
-            Ok("containers") => Err(format!("{WAY} asks for containers")),
-            Ok("programs") | Ok("") | Err(_) => E::look(),
+            Ok("containers") if E::IMAGE.is_some() => Err(format!("{WAY} asks for containers")),
+            Ok("containers" | "programs" | "") | Err(_) => E::look(),
             Ok(other) => return Err(format!("{WAY} is {other:?}; known are programs and containers")),
         };
         match programs {

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
-use super::engine::{Address, Engine, Place, Ports};
+use super::engine::{Address, Engine, Image, Place, Ports};
 use super::local::{command, find, spawn};
 use super::postgres::as_server;
 use super::{PgBouncer, Postgres};
@@ -21,6 +21,7 @@ static SHARED: OnceCell<PgBouncer> = OnceCell::const_new();
 impl Engine for PgBouncerEngine {
     const NAME: &'static str = "pgbouncer";
     const VARIABLE: &'static str = "EVENT_BUS_TEST_PGBOUNCER_URL";
+    const IMAGE: Option<Image> = None;
     const PACKAGE: &'static str = "pgbouncer";
     const SHARED_SETTINGS: &'static [(&'static str, &'static str)] = &[];
 
@@ -32,8 +33,8 @@ impl Engine for PgBouncerEngine {
         program().map(drop)
     }
 
-    fn address(ports: Ports) -> Address {
-        Address { url: format!("postgres://127.0.0.1:{}", ports.main), admin: None }
+    fn address(host: &str, ports: Ports) -> Address {
+        Address { url: format!("postgres://{host}:{}", ports.main), admin: None }
     }
 
     fn install(place: &Place) -> Result<(), String> {

@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 use tokio::sync::OnceCell;
 
 use super::Postgres;
-use super::engine::{Address, Engine, Place, Ports, Recipe};
+use super::engine::{Address, Engine, Image, Place, Ports, Recipe};
 use super::local::{command, find, run, spawn};
 
 /// The engine of [`Postgres`]: every commit is synchronised.
@@ -23,8 +23,8 @@ const SUPERUSER: &str = "postgres";
 impl Engine for PostgresEngine {
     const NAME: &'static str = "postgres";
     const VARIABLE: &'static str = "EVENT_BUS_TEST_POSTGRES_URL";
-    const IMAGE_VARIABLE: &'static str = "EVENT_BUS_TEST_POSTGRES_IMAGE";
-    const IMAGE: &'static str = "postgres:16";
+    const IMAGE: Option<Image> =
+        Some(Image { name: "postgres:16", variable: "EVENT_BUS_TEST_POSTGRES_IMAGE" });
     const PACKAGE: &'static str = "postgresql";
     const SHARED_SETTINGS: &'static [(&'static str, &'static str)] = &[("max_connections", "500")];
 

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 use super::RabbitMq;
-use super::engine::{Address, Engine, Place, Ports, Recipe};
+use super::engine::{Address, Engine, Image, Place, Ports, Recipe};
 use super::local::{blocking, command, find, spawn};
 use super::own::Own;
 
@@ -31,8 +31,8 @@ const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 impl Engine for RabbitMqEngine {
     const NAME: &'static str = "rabbitmq";
     const VARIABLE: &'static str = "EVENT_BUS_TEST_AMQP_URL";
-    const IMAGE_VARIABLE: &'static str = "EVENT_BUS_TEST_RABBITMQ_IMAGE";
-    const IMAGE: &'static str = "rabbitmq:3.13";
+    const IMAGE: Option<Image> =
+        Some(Image { name: "rabbitmq:3.13", variable: "EVENT_BUS_TEST_RABBITMQ_IMAGE" });
     const PACKAGE: &'static str = "rabbitmq-server";
     const SHARED_SETTINGS: &'static [(&'static str, &'static str)] = &[];
 

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 use super::Redis;
-use super::engine::{Address, Engine, Place, Ports, Recipe};
+use super::engine::{Address, Engine, Image, Place, Ports, Recipe};
 use super::local::{command, find, spawn};
 
 /// The engine of [`Redis`]: every write in the append-only file, synchronised each second; nothing is evicted.
@@ -20,8 +20,7 @@ static SHARED: OnceCell<Redis> = OnceCell::const_new();
 impl Engine for RedisEngine {
     const NAME: &'static str = "redis";
     const VARIABLE: &'static str = "EVENT_BUS_TEST_REDIS_URL";
-    const IMAGE_VARIABLE: &'static str = "EVENT_BUS_TEST_REDIS_IMAGE";
-    const IMAGE: &'static str = "redis:7";
+    const IMAGE: Option<Image> = Some(Image { name: "redis:7", variable: "EVENT_BUS_TEST_REDIS_IMAGE" });
     const PACKAGE: &'static str = "redis-server";
     const SHARED_SETTINGS: &'static [(&'static str, &'static str)] = &[];
 
