@@ -26,8 +26,40 @@ if [ -n "$container" ]; then
     docker rm --force --volumes "$container" >/dev/null 2>&1
 fi
 
+# Those whose working directory is there. Root in a container may not see that of another user's process; of such a one
+# the command line tells.
+roots() {
+    ls -l /proc/[0-9]*/cwd 2>/dev/null | while read -r line; do
+        case $line in
+        *" -> $directory" | *" -> $directory/"*) found=yes ;;
+        *" -> "*) found= ;;
+        *)
+            pid=${line##*/proc/}
+            found=$(grep -l -F -e "$directory" "/proc/${pid%/cwd}/cmdline" 2>/dev/null)
+            ;;
+        esac
+        [ -z "$found" ] && continue
+        pid=${line##* /proc/}
+        echo "${pid%%/cwd*}"
+    done
+}
+# And their children, and theirs.
 processes() {
-    ls -l /proc/[0-9]*/cwd 2>/dev/null | sed -n "s|^.*/proc/\([0-9]*\)/cwd -> $directory\(/.*\)\{0,1\}$|\1|p"
+    all=" $(roots | tr '\n' ' ')"
+    parents=$(sed -n 's/^\([0-9]*\) (.*) [^Z] \([0-9]*\) .*/\1 \2/p' /proc/[0-9]*/stat 2>/dev/null)
+    while :; do
+        before=$all
+        while read -r pid parent; do
+            case $all in
+            *" $pid "*) ;;
+            *" $parent "*) all="$all$pid " ;;
+            esac
+        done <<EOT
+$parents
+EOT
+        [ "$all" = "$before" ] && break
+    done
+    echo "$all" | tr -d '\n' | sed 's/^ *//'
 }
 for round in 1 2 3 4 5 6 7 8 9 10; do
     pids=$(processes)

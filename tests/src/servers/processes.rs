@@ -1,6 +1,10 @@
-//! A server's processes: those whose working directory is in its own. No list has to be kept, no number can be stale, and
-//! what a server starts by itself (Postgres: a process for each connection) belongs to it.
+//! A server's processes: those whose working directory is in its own, and their children. No list has to be kept, no number
+//! can be stale, and what a server starts by itself (Postgres: a process for each connection) belongs to it.
+//!
+//! Root in a container may not see the working directory of another user's process; of such a one the command line tells.
 
+use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,14 +13,37 @@ use rustix::process::{Pid, Signal, kill_process};
 /// All of them. What has ended and was not waited for has no working directory.
 pub(super) fn within(directory: &Path) -> Vec<Pid> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter(|entry| {
-            let directory_of = std::fs::read_link(entry.path().join("cwd"));
-            directory_of.is_ok_and(|found| found.starts_with(directory))
-        })
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw))
-        .collect()
+    let pids: Vec<i32> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let mut found: HashSet<i32> = pids.iter().copied().filter(|pid| lives_in(*pid, directory)).collect();
+    let parents: Vec<_> = pids.iter().filter_map(|pid| Some((*pid, parent_of(*pid)?))).collect();
+    loop {
+        let known = found.len();
+        let children = parents.iter().filter(|(_, parent)| found.contains(parent)).map(|(pid, _)| *pid);
+        found.extend(children.collect::<Vec<_>>());
+        if found.len() == known {
+            return found.into_iter().filter_map(Pid::from_raw).collect();
+        }
+    }
+}
+
+fn lives_in(pid: i32, directory: &Path) -> bool {
+    match std::fs::read_link(format!("/proc/{pid}/cwd")) {
+        Ok(found) => found.starts_with(directory),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&command).contains(&*directory.to_string_lossy())
+        }
+        Err(_) => false,
+    }
+}
+
+/// The parent of a process that has not ended.
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit(") ").next()?.split(' ');
+    let state = fields.next()?;
+    fields.next()?.parse().ok().filter(|_| state != "Z")
 }
 
 /// Sends a signal to all of them. One that ends meanwhile needs none.

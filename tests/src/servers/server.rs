@@ -70,6 +70,13 @@ impl<E: Engine> Server<E> {
         &self.address.url
     }
 
+    /// Where clients reach it: `host:port`.
+    pub fn host(&self) -> &str {
+        let after_scheme = self.url().split_once("://").map_or("", |(_, rest)| rest);
+        let authority = after_scheme.split(['/', '?']).next().unwrap_or_default();
+        authority.rsplit('@').next().unwrap_or_default()
+    }
+
     /// How it is administered, if by another way: RabbitMQ's management API.
     pub fn admin_url(&self) -> Option<&str> {
         self.address.admin.as_deref()
