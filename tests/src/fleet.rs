@@ -28,7 +28,7 @@ pub(crate) struct Fleet {
     url: String,
     directory: TempDir,
     /// What this process itself does.
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     /// A bus for publishing and looking, which never works.
     pub(crate) bus: EventBus,
     started: u32,
@@ -152,6 +152,8 @@ impl Fleet {
 
     /// The whole history, and what in it breaks the promises; nobody works any more.
     pub(crate) async fn judge(self) -> (History, Vec<Violation>) {
+        // The first question after an outage may find a connection that is gone.
+        let _ = self.bus.counts().await;
         let dead_letters = dead(&self.bus).await.into_iter().map(|dead| {
             let note = note_in(&dead.envelope).expect("a note");
             Dead {
@@ -223,6 +225,14 @@ impl Node {
     /// Whether it has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until it has ended by itself, and says whether it failed.
+    pub(crate) async fn fails(mut self) -> bool {
+        while !self.has_ended() {
+            tokio::time::sleep(LOOK).await;
+        }
+        !self.child.wait().unwrap().success()
     }
 
     /// Waits until it has ended by itself.

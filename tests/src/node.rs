@@ -22,8 +22,8 @@ use event_bus::prelude::*;
 use tokio::sync::oneshot;
 
 pub use ledger::Ledger;
-pub(crate) use ledger::{hash_of, note_in};
-pub(crate) use publisher::publish_call;
+pub(crate) use ledger::{hash_of, note_in, published};
+pub(crate) use publisher::{HANDLERS, publish_call};
 pub use worker::{BACKOFF, MAX_ATTEMPTS};
 
 use options::Options;

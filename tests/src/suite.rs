@@ -58,6 +58,7 @@ mod starvation;
 mod transactional_publish;
 mod unknown_names_wait;
 
+pub(crate) use case::text as text_of;
 pub use case::{Case, DEADLINE, Need};
 pub use harness::{Harness, Outage, Sandbox, Tamper, Transaction};
 pub use mount::{mount, quiet_scripted_panics};

@@ -24,6 +24,9 @@ cargo xtask <command>
                   --fast leaves out the 10,000 histories (some hundreds run in the suite in any case);
                   --containers takes every server from Docker
   servers         starts Postgres, Redis and RabbitMQ for tests and prints their URLs, until Ctrl-C
+  faults [backend..] [row..] [--seed N] [--minutes M]
+                  the fault matrix: real processes are killed and stopped, connections cut, servers taken away; prints a
+                  table of what came of it
   bench [ARGS..]  the benchmarks, in release mode; `cargo xtask bench --help` lists the scenarios
 
 Nothing has to be installed but Rust. Servers that tests need are found by EVENT_BUS_TEST_{POSTGRES,REDIS,AMQP}_URL, among
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         ["check"] => check::run(),
         ["test", options @ ..] => test::Options::read(options).and_then(test::run),
         ["servers"] => servers::hold(),
+        ["faults", rest @ ..] => faults(rest),
         ["bench", rest @ ..] => bench(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");
@@ -50,6 +54,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn faults(arguments: &[&str]) -> Result<(), Failed> {
+    let source = servers::provide(false)?;
+    let features = if source.needs_containers() { " --features containers" } else { "" };
+    // The programs that it kills are built with it.
+    Cargo::new(&format!("build --quiet -p event-bus-conformance{features} --bins")).run()?;
+    Cargo::new(&format!("run --quiet -p event-bus-conformance{features} --bin faults --"))
+        .args(arguments)
+        .run()
 }
 
 fn bench(arguments: &[&str]) -> Result<(), Failed> {

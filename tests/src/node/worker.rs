@@ -2,9 +2,10 @@
 
 #![allow(clippy::panic, reason = "the script may ask for one")]
 
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use event_bus::prelude::*;
@@ -116,6 +117,8 @@ impl<R: Role> Handler for Scripted<R> {
                 run.ends(RunEnd::Retry { delay: nanos(delay) });
                 return Err(Failure::retry_after(delay, "it was told to fail"));
             }
+            // The number of the attempt stays the same, so the script alone would snooze for ever.
+            Act::Snooze(delay) if has_snoozed(note.number) => tokio::time::sleep(delay).await,
             Act::Snooze(delay) => {
                 run.ends(RunEnd::Snooze { delay: nanos(delay) });
                 return Err(Failure::snooze(delay));
@@ -135,6 +138,12 @@ impl<R: Role> Handler for Scripted<R> {
         run.ends(RunEnd::Done);
         Ok(())
     }
+}
+
+/// Whether a run of this event has asked this process to be called later; it has from now on.
+fn has_snoozed(event: u64) -> bool {
+    static SNOOZED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+    !SNOOZED.lock().unwrap_or_else(PoisonError::into_inner).insert(event)
 }
 
 /// A run under way; dropped, it says how it ended.

@@ -1,0 +1,230 @@
+//! What came of it all.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::time::Duration;
+
+use super::medium::Medium;
+use super::rows::Row;
+use crate::checker::{Kind, Violation};
+use crate::history::{Fact, History, RunEnd};
+
+/// What came of one row on one backend.
+pub(super) struct Outcome {
+    /// Deliveries of calls that returned Ok.
+    published: usize,
+    runs: usize,
+    /// Runs of deliveries that were done before.
+    repeats: usize,
+    /// The longest time from a kill to the next run of a key that the killed worker had last run.
+    take_over: Option<Duration>,
+    loss: usize,
+    overlaps: usize,
+    order_breaks: usize,
+    wrong_dead_letters: usize,
+    /// What must not be, in words.
+    findings: Vec<String>,
+}
+
+impl Outcome {
+    /// Counts. Violations of the expected kinds are no findings: the row says why.
+    pub(super) fn new(history: &History, violations: &[Violation], expected: &[Kind]) -> Self {
+        let violations: Vec<_> = violations.iter().filter(|found| !spans_a_stall(history, found)).collect();
+        let count = |kinds: &[Kind]| violations.iter().filter(|found| kinds.contains(&found.kind)).count();
+        let findings = violations.iter().filter(|found| !expected.contains(&found.kind));
+        let (runs, repeats) = runs(history);
+        Self {
+            published: published(history),
+            runs,
+            repeats,
+            take_over: take_over(history),
+            loss: count(&[Kind::Loss]),
+            overlaps: count(&[Kind::Overlap]),
+            order_breaks: count(&[Kind::Order]),
+            wrong_dead_letters: count(&[Kind::DeadLetter]),
+            findings: findings.map(ToString::to_string).collect(),
+        }
+    }
+
+    /// It did not come to a verdict.
+    pub(super) fn broken(why: String) -> Self {
+        Self {
+            published: 0,
+            runs: 0,
+            repeats: 0,
+            take_over: None,
+            loss: 0,
+            overlaps: 0,
+            order_breaks: 0,
+            wrong_dead_letters: 0,
+            findings: vec![why],
+        }
+    }
+
+    pub(super) fn in_short(&self) -> String {
+        match self.findings.first() {
+            None => {
+                format!("pass  {} published, {} runs, {} repeats", self.published, self.runs, self.repeats)
+            }
+            Some(first) => format!("FAIL  {} findings; the first: {first}", self.findings.len()),
+        }
+    }
+}
+
+/// Whether a run overlaps another because its process stood meanwhile: a stopped process cannot end its runs, and what it
+/// does until its next await when it goes on nobody can prevent. A run that it starts then is another matter.
+fn spans_a_stall(history: &History, found: &Violation) -> bool {
+    let stalls = history.records.iter().filter_map(|record| match &record.fact {
+        Fact::WorkerStall { worker, .. } => Some((*worker, record.at)),
+        _ => None,
+    });
+    let runs: HashMap<_, _> = found
+        .evidence
+        .iter()
+        .filter_map(|record| match &record.fact {
+            Fact::RunEnd { run, worker, .. } => Some(((*worker, *run), record.at)),
+            _ => None,
+        })
+        .collect();
+    let stalled: Vec<_> = stalls.collect();
+    found.kind == Kind::Overlap
+        && found.evidence.iter().any(|record| match &record.fact {
+            Fact::RunStart { run, worker, .. } => {
+                let end = runs.get(&(*worker, *run)).copied().unwrap_or(u64::MAX);
+                stalled.iter().any(|(stalled, at)| stalled == worker && (record.at..end).contains(at))
+            }
+            _ => false,
+        })
+}
+
+fn published(history: &History) -> usize {
+    let mut sizes = HashMap::new();
+    let mut sum = 0;
+    for record in &history.records {
+        match &record.fact {
+            Fact::PublishIntent { call, events, .. } => {
+                sizes.insert(*call, events.iter().map(|event| event.handlers.len()).sum::<usize>());
+            }
+            Fact::PublishOk { call } => sum += sizes.get(call).copied().unwrap_or(0),
+            _ => {}
+        }
+    }
+    sum
+}
+
+/// How many runs, and how many of them of something that was done.
+fn runs(history: &History) -> (usize, usize) {
+    let mut open = HashMap::new();
+    let mut done = HashSet::new();
+    let (mut runs, mut repeats) = (0, 0);
+    for record in &history.records {
+        match &record.fact {
+            Fact::RunStart { run, worker, handler, event, .. } => {
+                runs += 1;
+                repeats += usize::from(done.contains(&(handler, *event)));
+                open.insert((*worker, *run), (handler, *event));
+            }
+            Fact::RunEnd { run, worker, end: RunEnd::Done } => {
+                done.extend(open.remove(&(*worker, *run)));
+            }
+            _ => {}
+        }
+    }
+    (runs, repeats)
+}
+
+fn take_over(history: &History) -> Option<Duration> {
+    let mut last_at: HashMap<(&String, &Option<String>), u32> = HashMap::new();
+    let mut orphans: HashMap<(&String, &Option<String>), u64> = HashMap::new();
+    let mut worst = None;
+    for record in &history.records {
+        match &record.fact {
+            Fact::RunStart { handler, key, worker, .. } if key.is_some() => {
+                let lane = (handler, key);
+                if let Some(since) = orphans.remove(&lane) {
+                    worst = worst.max(Some(record.at - since));
+                }
+                last_at.insert(lane, *worker);
+            }
+            Fact::WorkerCrash { worker } => {
+                let lanes = last_at.iter().filter(|(_, last)| *last == worker);
+                orphans.extend(lanes.map(|(lane, _)| (*lane, record.at)));
+            }
+            _ => {}
+        }
+    }
+    worst.map(Duration::from_nanos)
+}
+
+/// What came of all rows on all backends.
+pub(super) struct Report {
+    seed: u64,
+    lines: Vec<Line>,
+}
+
+struct Line {
+    medium: Medium,
+    id: &'static str,
+    title: &'static str,
+    result: Result<(Duration, Outcome), &'static str>,
+}
+
+impl Report {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { seed, lines: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, medium: Medium, row: &Row, time: Duration, outcome: Outcome) {
+        self.lines.push(Line { medium, id: row.id, title: row.title, result: Ok((time, outcome)) });
+    }
+
+    pub(super) fn skip(&mut self, medium: Medium, row: &Row, why: &'static str) {
+        self.lines.push(Line { medium, id: row.id, title: row.title, result: Err(why) });
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.lines.iter().any(|line| matches!(&line.result, Ok((_, outcome)) if !outcome.findings.is_empty()))
+    }
+}
+
+impl fmt::Display for Report {
+    /// A table in Markdown, and below it what was found.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Seed {}. Deliveries are counted; times are in seconds.\n", self.seed)?;
+        writeln!(
+            f,
+            "| row | fault | backend | result | published | runs | repeats | worst take-over | loss | overlaps | order breaks | wrong dead letters | time |"
+        )?;
+        writeln!(f, "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")?;
+        for line in &self.lines {
+            write!(f, "| {} | {} | {} | ", line.id, line.title, line.medium.name())?;
+            match &line.result {
+                Err(why) => writeln!(f, "not run: {why} | | | | | | | | | |")?,
+                Ok((time, it)) => {
+                    let result = if it.findings.is_empty() { "pass" } else { "**fail**" };
+                    let take_over =
+                        it.take_over.map_or_else(String::new, |time| format!("{:.2}", time.as_secs_f32()));
+                    writeln!(
+                        f,
+                        "{result} | {} | {} | {} | {take_over} | {} | {} | {} | {} | {:.1} |",
+                        it.published,
+                        it.runs,
+                        it.repeats,
+                        it.loss,
+                        it.overlaps,
+                        it.order_breaks,
+                        it.wrong_dead_letters,
+                        time.as_secs_f32()
+                    )?;
+                }
+            }
+        }
+        for line in &self.lines {
+            let Ok((_, outcome)) = &line.result else { continue };
+            for finding in outcome.findings.iter().take(3) {
+                writeln!(f, "\n{} on {}: {finding}", line.id, line.medium.name())?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+//! The rows, by what the fault befalls.
+
+mod everything;
+mod network;
+mod postgres;
+mod redis;
+mod servers;
+mod sqlite;
+mod workers;
+
+use std::pin::Pin;
+
+use super::medium::Medium;
+use super::scene::Scene;
+use crate::checker::Kind;
+use crate::fleet::Node;
+
+/// A fault.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    pub(super) id: &'static str,
+    pub(super) title: &'static str,
+    /// Why it cannot be run on a medium.
+    pub(super) why_not: fn(Medium) -> Option<&'static str>,
+    /// What the checker finds although all is as it must be.
+    pub(super) expects: &'static [Kind],
+    /// Brings it about, heals it, and answers with the workers that are left.
+    pub(super) run: Run,
+}
+
+pub(super) type Run = for<'s> fn(&'s mut Scene) -> Pin<Box<dyn Future<Output = Vec<Node>> + Send + 's>>;
+
+/// Rows of a file: `rows! { "W1" "a title" a_function; "W9" "another" another, why_not: f, expects: [Overlap]; }`.
+macro_rules! rows {
+    ($($id:literal $title:literal $run:ident $(, why_not: $why:expr)? $(, expects: [$($kind:ident),*])?;)*) => {
+        pub(super) fn rows() -> Vec<super::Row> {
+            vec![$(super::Row {
+                id: $id,
+                title: $title,
+                why_not: {
+                    let why: &[fn(super::Medium) -> Option<&'static str>] = &[$($why)?];
+                    why.first().copied().unwrap_or(|_| None)
+                },
+                expects: &[$($(crate::checker::Kind::$kind),*)?],
+                run: |scene| Box::pin($run(scene)),
+            }),*]
+        }
+    };
+}
+use rows;
+
+/// All of them.
+pub(super) fn all() -> Vec<Row> {
+    [
+        workers::rows(),
+        network::rows(),
+        servers::rows(),
+        postgres::rows(),
+        redis::rows(),
+        sqlite::rows(),
+        everything::rows(),
+    ]
+    .concat()
+}
+
+fn without_server(medium: Medium) -> Option<&'static str> {
+    (!medium.has_server()).then_some("there is no server and no connection: the store is a file")
+}
+
+fn without_idempotency_keys(medium: Medium) -> Option<&'static str> {
+    let has_no_keys = (!medium.has_idempotency_keys()).then_some("it has no idempotency keys");
+    without_server(medium).or(has_no_keys)
+}
+
+fn not_postgres(medium: Medium) -> Option<&'static str> {
+    (medium != Medium::Postgres).then_some("it is about Postgres")
+}
+
+fn not_redis(medium: Medium) -> Option<&'static str> {
+    (medium != Medium::Redis).then_some("it is about Redis")
+}
+
+fn not_sqlite(medium: Medium) -> Option<&'static str> {
+    (medium != Medium::Sqlite).then_some("it is about a file")
+}

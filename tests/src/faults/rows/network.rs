@@ -1,0 +1,180 @@
+//! What befalls connections.
+
+use std::time::Duration;
+
+use super::super::scene::{IDEMPOTENT, Scene};
+use super::{without_idempotency_keys, without_server};
+use crate::fleet::Node;
+use crate::proxy::{Direction, Flow, Proxy, Sign, Then};
+
+super::rows! {
+    "N1" "connections are cut at random instants, publisher and worker" cut_at_random, why_not: without_server;
+    "N2" "cut when a publish has left, before its answer; published again under its idempotency key" cut_after_publish, why_not: without_idempotency_keys;
+    "N3" "a worker's requests are held and arrive after others have taken over" held_requests, why_not: without_server;
+    "N4" "one worker in a black hole for three leases" black_hole, why_not: without_server;
+    "N5" "a black hole in one direction, then in the other" half_a_black_hole, why_not: without_server;
+    "N6" "200 ms of delay, 16 KB/s" slow, why_not: without_server;
+    "N7" "one worker is parted from the server, the other is not" parted, why_not: without_server;
+    "N8" "fifty processes connect again at once" storm, why_not: without_server;
+}
+
+async fn cut_at_random(scene: &mut Scene) -> Vec<Node> {
+    let proxy = scene.proxy().await;
+    let workers = vec![scene.worker_behind(&proxy).await, scene.worker_behind(&proxy).await];
+    let url = proxy.url(&scene.store.url);
+    let mut publisher = scene.publisher(&url, 600, &["--acts-of", "2", IDEMPOTENT]);
+    let numbers: Vec<_> = workers.iter().map(|worker| worker.number).collect();
+    let mut random = scene.random.fork();
+    let cuts = async {
+        while !publisher.has_ended() {
+            tokio::time::sleep(Duration::from_millis(random.u64(100..600))).await;
+            proxy.cut();
+        }
+    };
+    scene.in_doubt(&numbers, cuts).await;
+    scene.rest().await;
+    settle(scene, &proxy, workers).await
+}
+
+/// Ends the workers while their connections stand: the proxy goes with the row.
+async fn settle(scene: &Scene, proxy: &Proxy, workers: Vec<Node>) -> Vec<Node> {
+    proxy.pass();
+    scene.rest().await;
+    for worker in workers {
+        worker.stop().await;
+    }
+    Vec::new()
+}
+
+async fn cut_after_publish(scene: &mut Scene) -> Vec<Node> {
+    let proxy = scene.proxy().await;
+    let worker = scene.worker().await;
+    let url = proxy.url(&scene.store.url);
+    let mut publisher = scene.publisher(&url, 45, &[IDEMPOTENT]);
+    while !publisher.has_ended() {
+        // The name of the event is in every request that publishes one.
+        let trap = proxy.trap(Direction::ToServer, Sign::Contains(b"suite.note".to_vec()), Then::Cut);
+        let ended = async {
+            while !publisher.has_ended() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = trap.sprung() => {}
+            () = ended => {}
+        }
+        tokio::time::sleep(Duration::from_millis(scene.random.u64(0..60))).await;
+    }
+    publisher.ended().await;
+    vec![worker]
+}
+
+async fn held_requests(scene: &mut Scene) -> Vec<Node> {
+    let proxy = scene.proxy().await;
+    let one = scene.worker_behind(&proxy).await;
+    let notes = scene.notes(150, 8, Duration::from_millis(5));
+    scene.fleet.publish(&notes).await;
+    scene.fleet.until_begun(&one, 10).await;
+    let two = scene.worker().await;
+    let held = async {
+        let traps: Vec<_> = (0..proxy.connections())
+            .map(|_| proxy.trap(Direction::ToServer, Sign::Bytes(1), Then::Hold))
+            .collect();
+        drop(traps);
+        // The other takes over, and goes on with newer things.
+        scene.rest().await;
+        proxy.release();
+    };
+    scene.in_doubt(&[one.number], held).await;
+    let notes = scene.notes(50, 8, Duration::from_millis(2));
+    scene.fleet.publish(&notes).await;
+    settle(scene, &proxy, vec![one, two]).await
+}
+
+/// One worker behind a proxy that is spoiled for a while, one beside it, and events all the time.
+async fn spoil(scene: &mut Scene, how: impl AsyncFnOnce(&Proxy)) -> Vec<Node> {
+    let proxy = scene.proxy().await;
+    let one = scene.worker_behind(&proxy).await;
+    let notes = scene.notes(150, 8, Duration::from_millis(5));
+    scene.fleet.publish(&notes).await;
+    scene.fleet.until_begun(&one, 10).await;
+    let two = scene.worker().await;
+    let url = scene.store.url.clone();
+    let publisher = scene.publisher(&url, 150, &[]);
+    scene.until_more(10).await;
+    scene
+        .in_doubt(&[one.number], async {
+            how(&proxy).await;
+            proxy.pass();
+        })
+        .await;
+    publisher.ended().await;
+    settle(scene, &proxy, vec![one, two]).await
+}
+
+async fn black_hole(scene: &mut Scene) -> Vec<Node> {
+    let lasts = scene.medium.lease() * 3;
+    spoil(scene, async |proxy| {
+        proxy.set_both(Flow::BlackHole);
+        tokio::time::sleep(lasts).await;
+    })
+    .await
+}
+
+async fn half_a_black_hole(scene: &mut Scene) -> Vec<Node> {
+    let lasts = scene.medium.lease() * 2;
+    spoil(scene, async |proxy| {
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            proxy.set(direction, Flow::BlackHole);
+            tokio::time::sleep(lasts).await;
+            proxy.pass();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    })
+    .await
+}
+
+async fn parted(scene: &mut Scene) -> Vec<Node> {
+    let lasts = scene.medium.lease() * 2;
+    spoil(scene, async |proxy| {
+        proxy.refuse();
+        proxy.set_both(Flow::BlackHole);
+        tokio::time::sleep(lasts).await;
+    })
+    .await
+}
+
+/// Nobody loses anything over this: it is not written down that they may.
+async fn slow(scene: &mut Scene) -> Vec<Node> {
+    let proxy = scene.proxy().await;
+    let url = proxy.url(&scene.store.patient_url);
+    let workers = vec![scene.fleet.worker_at(&url, &[]).await, scene.fleet.worker_at(&url, &[]).await];
+    scene.rest().await;
+    for flow in [
+        Flow::Delay { delay: Duration::from_millis(200), jitter: Duration::from_millis(20) },
+        Flow::Throttle { bytes_per_second: 16_000 },
+    ] {
+        proxy.set(Direction::ToServer, flow);
+        let publisher = scene.publisher(&url, 30, &[]);
+        publisher.ended().await;
+        scene.rest().await;
+    }
+    settle(scene, &proxy, workers).await
+}
+
+async fn storm(scene: &mut Scene) -> Vec<Node> {
+    let mut workers = Vec::new();
+    for _ in 0..50 {
+        workers.push(scene.worker().await);
+    }
+    let numbers: Vec<_> = workers.iter().map(|worker| worker.number).collect();
+    let server = async {
+        let server = scene.store.server();
+        server.kill().await;
+        server.restart().await;
+    };
+    scene.in_doubt(&numbers, server).await;
+    let notes = scene.notes(100, 20, Duration::from_millis(2));
+    scene.fleet.publish(&notes).await;
+    workers
+}
