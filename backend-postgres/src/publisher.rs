@@ -31,6 +31,9 @@ const MAX_BYTES: usize = 4 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long waking others may take: publish calls wait for it.
+const WAKE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A handle to the publisher.
 #[derive(Clone)]
 pub(crate) struct Publisher {
@@ -183,7 +186,7 @@ impl Task {
             let woken = store::notify(shared.at_client(), client.begin().await?, &shared.channel, "").await;
             client.end(woken).await
         };
-        match tokio::time::timeout(shared.config.write_timeout, woken).await {
+        match tokio::time::timeout(WAKE_TIMEOUT.min(shared.config.write_timeout), woken).await {
             Ok(Ok(())) => self.kept = Some(client),
             Ok(Err(failure)) => {
                 tracing::debug!(error = %failure, "the workers of other processes could not be woken");

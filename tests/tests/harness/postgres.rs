@@ -30,8 +30,6 @@ struct Sandboxed {
     bouncer: Option<PgBouncer>,
 }
 
-const EFFECTS: &str = "create table if not exists effect (id serial, number bigint)";
-
 #[async_trait]
 impl Harness for Postgres {
     fn name(&self) -> &'static str {
@@ -59,6 +57,7 @@ impl Harness for Postgres {
         };
         let options = same_place(options, &url);
         let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
+        sqlx::raw_sql("create table effect (id serial, number bigint)").execute(&pool).await.unwrap();
         Arc::new(Sandboxed { database, mode: *self, pool, bouncer })
     }
 
@@ -95,7 +94,6 @@ impl Sandboxed {
     }
 
     async fn begin(&self) -> Begun {
-        self.execute(EFFECTS).await;
         Begun(self.pool.begin().await.unwrap())
     }
 }
@@ -127,7 +125,6 @@ impl Sandbox for Sandboxed {
     }
 
     async fn effects(&self) -> Vec<u64> {
-        self.execute(EFFECTS).await;
         let sql = sqlx::raw_sql("select number from effect order by id");
         let rows = sql.fetch_all(&self.pool).await.unwrap();
         rows.iter().map(|row| u64::try_from(row.get::<i64, _>(0)).unwrap()).collect()

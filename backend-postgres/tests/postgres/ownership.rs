@@ -1,0 +1,178 @@
+//! Who owns what: taking over, sharing, clean and unclean ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_bus_core::ErrorKind;
+use event_bus_core::backend::{Delivery, HandlerSpec, Notice, Outcome, Session};
+
+use crate::common::*;
+
+/// Does what core does when it is asked for a partition, until the session is over.
+async fn obey(session: Arc<dyn Session>) {
+    loop {
+        match session.wait().await {
+            Notice::Revoke(partition) => session.release(partition).await.unwrap(),
+            Notice::Ended(_) => return,
+            _ => {}
+        }
+    }
+}
+
+async fn leases(store: &Store) -> Vec<i64> {
+    let rows = sqlx::query_scalar(
+        "select count(*) from event_bus.lease where worker_id is not null group by worker_id order by 1",
+    );
+    rows.fetch_all(&mut store.connect().await).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_come_get_their_share_and_leave_it_to_the_others_at_once() {
+    let store = Store::new().await;
+    let mut sessions = Vec::new();
+    for expected in [vec![64], vec![32, 32], vec![20, 22, 22]] {
+        let session = store.open(&[handler("a")]).await;
+        tokio::spawn(obey(session.clone()));
+        sessions.push(session);
+        while leases(&store).await != expected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    for expected in [vec![32, 32], vec![64], vec![]] {
+        sessions.pop().unwrap().close().await.unwrap();
+        while leases(&store).await != expected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    assert_eq!(store.number("select count(*) from event_bus.worker").await, 0);
+    assert_eq!(store.number("select count(*) from event_bus.lease where is_unclean").await, 0);
+}
+
+fn facts(deliveries: &[Delivery]) -> Vec<(u32, u32)> {
+    deliveries.iter().map(|delivery| (delivery.failures, delivery.crashes)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unclean_end_charges_what_was_in_memory_and_the_attempt_that_was_recorded() {
+    for key in [Some("k"), None] {
+        let store = Store::new().await;
+        let first = store.open(&[handler("a")]).await;
+        store.publish(events(&["0", "1", "2", "3"], key)).await;
+        let mut claimed = claim_all(&first, 1, 3).await;
+        claimed.sort_by_key(|delivery| delivery.id);
+        complete(&first, vec![claimed[0].clone()]).await;
+        settle(&first, &claimed[1], Outcome::Start { attempt: 1 }).await;
+        drop(first);
+        store.execute("insert into event_bus.handler (name) values ('another')").await;
+
+        let second = store.open(&[handler("a")]).await;
+        let mut again = claim_all(&second, 1, 3).await;
+        again.sort_by_key(|delivery| delivery.id);
+        assert_eq!(texts(&again), ["1", "2", "3"]);
+        assert_eq!(facts(&again[..2]), [(1, 1), (0, 1)], "key {key:?}");
+        assert!(key.is_none() || again[0].fence > claimed[0].fence);
+        second.close().await.unwrap();
+
+        let third = store.open(&[handler("a")]).await;
+        let mut last = claim_all(&third, 1, 3).await;
+        last.sort_by_key(|delivery| delivery.id);
+        assert_eq!(facts(&last), facts(&again), "a clean end charges nothing");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_the_server_ends_writes_nothing_more_and_is_followed() {
+    let store = Store::new().await;
+    let first = store.open(&[handler("a")]).await;
+    store.publish(events(&["keyed"], Some("k"))).await;
+    store.publish(events(&["free"], None)).await;
+    let claimed = claim_all(&first, 1, 2).await;
+    store
+        .execute(
+            "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and database = \
+             (select oid from pg_database where datname = current_database())",
+        )
+        .await;
+    loop {
+        if let Notice::Ended(error) = first.wait().await {
+            assert_eq!(error.kind(), ErrorKind::LeaseLost);
+            break;
+        }
+    }
+    let outcomes = claimed.iter().map(|delivery| (delivery.clone(), Outcome::Complete));
+    assert_eq!(first.settle(&batch(outcomes)).await.unwrap_err().kind(), ErrorKind::LeaseLost);
+    assert_eq!(first.claim(&demand(1, 1)).await.unwrap_err().kind(), ErrorKind::LeaseLost);
+    let mut own = store.connect().await;
+    for delivery in &claimed {
+        // Nobody has taken over yet, or somebody has: in both cases nothing is done twice.
+        let _ = first.complete_in(&mut own, delivery).await.map_err(|error| {
+            assert_eq!(error.kind(), ErrorKind::LeaseLost);
+        });
+    }
+    let second = store.open(&[handler("a")]).await;
+    let mut again = texts(&claim_all(&second, 1, 2).await);
+    again.sort();
+    assert_eq!(again, ["free", "keyed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_completes_in_its_own_transaction_is_fenced() {
+    let store = Store::new().await;
+    let first = store.open(&[handler("a")]).await;
+    store.publish(events(&["keyed"], Some("k"))).await;
+    store.publish(events(&["free"], None)).await;
+    let claimed = claim_all(&first, 1, 2).await;
+    store.execute("update event_bus.lease set epoch = epoch + 1; update event_bus.delivery set owner = 7 where slot = -1").await;
+    let mut own = store.connect().await;
+    for delivery in &claimed {
+        let refused = first.complete_in(&mut own, delivery).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::LeaseLost);
+    }
+    assert_eq!(store.number("select count(*) from event_bus.delivery").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_a_vanished_worker_holds_up_its_delivery_alone() {
+    let store = Store::new().await;
+    let first = store.open(&[handler("a")]).await;
+    store.publish(events(&["done"], None)).await;
+    let done = claim_all(&first, 1, 1).await;
+    store.publish(events(&["other"], None)).await;
+    claim_all(&first, 1, 1).await;
+    let pool = store.pool().await;
+    let mut transaction = pool.begin().await.unwrap();
+    first.complete_in(&mut transaction, &done[0]).await.unwrap();
+    drop(first);
+    let second = store.open(&[handler("a")]).await;
+    assert_eq!(texts(&claim_all(&second, 1, 1).await), ["other"]);
+    transaction.commit().await.unwrap();
+    while store.number("select count(*) from event_bus.worker").await > 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(store.number("select count(*) from event_bus.delivery").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_of_a_handler_that_nobody_knows_wait() {
+    let store = Store::new().await;
+    store.publish(publication(vec![envelope("x", Some("k")), envelope("y", None)], &["unknown"])).await;
+    let session = store.open(&[handler("a")]).await;
+    assert!(claim(&session, 1, 10).await.deliveries.is_empty());
+    let knows = store.open(&[HandlerSpec { window: 4, ..handler("unknown") }]).await;
+    assert_eq!(claim_all(&knows, 1, 2).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_back_comes_back_with_a_later_claim() {
+    let store = Store::new().await;
+    let session = store.open(&[handler("a")]).await;
+    for key in [Some("k"), None] {
+        store.publish(events(&["x"], key)).await;
+        let claimed = claim_all(&session, 1, 1).await;
+        assert!(claim(&session, 1, 10).await.deliveries.is_empty());
+        settle(&session, &claimed[0], Outcome::Release).await;
+        let again = claim_all(&session, 1, 1).await;
+        assert_eq!(texts(&again), ["x"]);
+        complete(&session, again).await;
+    }
+}
