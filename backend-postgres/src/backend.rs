@@ -122,7 +122,9 @@ impl Backend for PostgresBackend {
 
     async fn publish_in(&self, connection: Connection<'_>, publication: Publication) -> Result<Stored> {
         let handlers = transaction::know_handlers(&self.shared, &self.hands, &publication).await?;
-        transaction::publish_in(&self.shared, &handlers, connection, &publication).await
+        let stored = transaction::publish_in(&self.shared, &handlers, connection, &publication).await?;
+        self.publisher().wake_later();
+        Ok(stored)
     }
 
     async fn dead_letters(

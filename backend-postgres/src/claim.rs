@@ -1,11 +1,12 @@
 //! How a session hands out: what it holds so far, and what comes next.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use event_bus_core::Result;
 use event_bus_core::backend::{
-    AttemptError, ClaimRequest, Claimed, DeadReason, Delivery, Demand, ErrorLog, ParkedLane, Timestamp,
+    AttemptError, ClaimRequest, Claimed, DeadReason, Delivery, Demand, ErrorLog, ParkedLane, Partition,
+    Timestamp,
 };
 use event_bus_core::clock::{Clock as _, SystemClock};
 use sqlx::postgres::PgRow;
@@ -36,6 +37,8 @@ struct Answer {
     bytes: usize,
     max_bytes: usize,
     unreadable: Vec<Unreadable>,
+    /// How far the parked lanes of slots are reported with this answer.
+    reported: Vec<(usize, i16, Option<String>)>,
 }
 
 impl Answer {
@@ -63,30 +66,73 @@ impl Keeper {
     pub(crate) async fn claim(&mut self, request: &ClaimRequest, given_back: Vec<i64>) -> Result<Claimed> {
         for id in given_back {
             self.given_back.remove(&id);
-            self.held.remove(&id);
+            self.let_go_of(id);
         }
         let mut answer = Answer {
             claimed: Claimed::default(),
             bytes: 0,
             max_bytes: request.max_bytes,
             unreadable: Vec::new(),
+            reported: Vec::new(),
         };
+        match self.try_claim(request, &mut answer).await {
+            Ok(()) => {
+                for (position, slot, reported) in answer.reported {
+                    if let Some(lease) = self.leases[position].get_mut(&slot) {
+                        lease.unreported = reported;
+                    }
+                }
+                Ok(answer.claimed)
+            }
+            Err(failure) => {
+                // Core does not get it now; it comes with a later claim.
+                for delivery in answer.claimed.deliveries {
+                    let Some(id) = row::private_id(delivery.id) else { continue };
+                    self.let_go_of(id);
+                    if delivery.partition.number == Partition::WHOLE {
+                        self.stash.push(delivery);
+                    }
+                }
+                // How far it had come is not certain.
+                self.free_floors.iter_mut().for_each(|(floor, _)| *floor = 0);
+                self.leases.iter_mut().flat_map(BTreeMap::values_mut).for_each(|lease| lease.floor = 0);
+                self.must_give_back = true;
+                Err(failure)
+            }
+        }
+    }
+
+    /// It is not in core's hands any more, and can be handed out again.
+    fn let_go_of(&mut self, id: i64) {
+        let Some((position, slot)) = self.held.remove(&id) else { return };
+        let lease = self.leases.get_mut(position).and_then(|leases| leases.get_mut(&slot));
+        if let Some(lease) = lease {
+            lease.floor = lease.floor.min(id - 1);
+        }
+        if slot == FREE
+            && let Some((floor, _)) = self.free_floors.get_mut(position)
+        {
+            *floor = (*floor).min(id - 1);
+        }
+    }
+
+    async fn try_claim(&mut self, request: &ClaimRequest, answer: &mut Answer) -> Result<()> {
         answer.claimed.next_due_in = self.promote().await?;
-        self.refill(request, &mut answer).await?;
+        self.refill(request, answer).await?;
         let demands: Vec<_> = request
             .demands
             .iter()
             .filter(|demand| demand.handler.get() < self.handlers.len())
             .copied()
             .collect();
-        self.report_parked(&demands, &mut answer).await?;
-        self.take_stash(&demands, &mut answer);
-        self.claim_free(&demands, &mut answer).await?;
-        self.claim_keyed(&demands, &mut answer).await?;
-        if !answer.unreadable.is_empty() {
-            self.bury_unreadable(std::mem::take(&mut answer.unreadable)).await?;
+        self.report_parked(&demands, answer).await?;
+        self.take_stash(&demands, answer);
+        self.claim_free(&demands, answer).await?;
+        self.claim_keyed(&demands, answer).await?;
+        if answer.unreadable.is_empty() {
+            return Ok(());
         }
-        Ok(answer.claimed)
+        self.bury_unreadable(std::mem::take(&mut answer.unreadable)).await
     }
 
     /// Gives what is due its place, and says when the next one is due.
@@ -172,12 +218,10 @@ impl Keeper {
                     store::parked_lanes(self.shared.at(), &mut self.connection, handler, slot, &after, most)
                         .await;
                 let lanes = self.heard("claim", sent_at, lanes)?;
-                if let Some(lease) = self.leases[position].get_mut(&slot) {
-                    lease.unreported = match lanes.last() {
-                        Some((key, _)) if lanes.len() >= limit => Some(key.clone()),
-                        _ => None,
-                    };
-                }
+                let reported = lanes.last().filter(|_| lanes.len() >= limit).map(|(key, _)| key.clone());
+                answer.reported.push((position, slot, reported));
+                // Its deliveries come with the next claim.
+                answer.claimed.more.push(demand.handler);
                 answer.claimed.parked.extend(lanes.into_iter().map(|(key, first)| ParkedLane {
                     partition: partition(position, slot),
                     key: key.into(),
@@ -210,32 +254,46 @@ impl Keeper {
     async fn claim_free(&mut self, demands: &[Demand], answer: &mut Answer) -> Result<()> {
         let mut wanted = Vec::with_capacity(demands.len());
         for demand in demands {
-            let room = demand.limit.saturating_sub(answer.taken(demand.handler.get()));
+            let position = demand.handler.get();
+            let room = demand.limit.saturating_sub(answer.taken(position));
             if room > 0 {
-                let handler = self.handlers[demand.handler.get()].id;
-                wanted.push((handler, i64::try_from(room).unwrap_or(i64::MAX)));
+                wanted.push(SlotDemand {
+                    handler: self.handlers[position].id,
+                    slot: FREE,
+                    limit: i64::try_from(room).unwrap_or(i64::MAX),
+                    floor: self.free_floors[position].0,
+                });
             }
         }
         if wanted.is_empty() || answer.is_full() {
             return Ok(());
         }
-        let bytes = answer.bytes_left();
+        let (bytes, final_to) = (answer.bytes_left(), self.final_to);
         let sent_at = BootTime::now();
         let rows =
             store::claim_free(self.shared.at(), &mut self.connection, self.worker, &wanted, bytes, AHEAD)
                 .await;
         let mut rows = self.heard("claim", sent_at, rows)?;
         rows.sort_by_key(|row| row::place(row).map_or(i64::MAX, |place| place.id));
-        let mut found = vec![0_usize; self.handlers.len()];
+        // How many there were of each handler, and the last.
+        let mut found = vec![(0_i64, 0_i64); self.handlers.len()];
         for row in &rows {
-            if let Some(position) = self.hand_out(row, answer)? {
-                found[position] += 1;
+            let place = self.heard("claim", sent_at, row::place(row))?;
+            if let Some(position) = self.position(place.handler) {
+                found[position] = (found[position].0 + 1, place.id);
             }
+            self.hand_out(row, answer)?;
         }
-        for demand in demands {
-            let position = demand.handler.get();
-            if answer.is_full() || (found[position] > 0 && answer.taken(position) >= demand.limit) {
-                answer.claimed.more.push(demand.handler);
+        let is_cut = answer.is_full() || !answer.unreadable.is_empty();
+        for demand in &wanted {
+            let Some(position) = self.position(demand.handler) else { continue };
+            let (count, last) = found[position];
+            let is_full = is_cut || count >= demand.limit;
+            let seen_to = if is_full { last } else { i64::MAX };
+            let floor = &mut self.free_floors[position].0;
+            *floor = (*floor).max(final_to.min(seen_to));
+            if is_full && (count > 0 || answer.is_full()) {
+                answer.claimed.more.extend(demands.iter().map(|d| d.handler).filter(|h| h.get() == position));
             }
         }
         Ok(())
@@ -254,33 +312,47 @@ impl Keeper {
             return Ok(());
         }
         self.turn = self.turn.wrapping_add(1);
-        let held: Vec<i64> =
-            self.held.iter().filter(|(_, (_, slot))| *slot != FREE).map(|(id, _)| *id).collect();
-        let bytes = answer.bytes_left();
+        let held: Vec<i64> = self
+            .held
+            .iter()
+            .filter(|(id, (position, slot))| {
+                self.leases[*position].get(slot).is_some_and(|lease| **id > lease.floor)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        let (bytes, final_to) = (answer.bytes_left(), self.final_to);
         let sent_at = BootTime::now();
         let rows = store::claim_keyed(self.shared.at(), &mut self.connection, &wanted, &held, bytes).await;
         let rows = self.heard("claim", sent_at, rows)?;
         self.account(&rows).await?;
         let mut has_more = vec![false; self.handlers.len()];
-        let mut counts = std::collections::HashMap::<(i32, i16), i64>::new();
+        // How many there were of each slot, the last that was handed out, and whether some were left.
+        let mut found = HashMap::<(i32, i16), (i64, i64, bool)>::new();
         for row in &rows {
             let place = self.heard("claim", sent_at, row::place(row))?;
             let Some(position) = self.position(place.handler) else { continue };
-            *counts.entry((place.handler, place.slot)).or_default() += 1;
+            let (count, last, is_left) = found.entry((place.handler, place.slot)).or_default();
+            *count += 1;
             // What follows of a slot is left with it: the next claim begins where this one ends.
-            if rooms[position] == 0 || answer.is_full() {
+            if *is_left || rooms[position] == 0 || answer.is_full() {
+                *is_left = true;
                 has_more[position] = true;
                 continue;
             }
+            *last = place.id;
             self.hand_out(row, answer)?;
             rooms[position] -= 1;
         }
+        let is_cut = answer.is_full() || !answer.unreadable.is_empty();
         for slot in &wanted {
             let Some(position) = self.position(slot.handler) else { continue };
-            let is_full = counts.get(&(slot.handler, slot.slot)).is_some_and(|count| *count >= slot.limit);
+            let (count, last, is_left) = found.get(&(slot.handler, slot.slot)).copied().unwrap_or_default();
+            let is_full = count >= slot.limit || is_left;
             has_more[position] |= is_full || answer.is_full();
             if let Some(lease) = self.leases[position].get_mut(&slot.slot) {
                 lease.is_full = is_full;
+                let seen_to = if is_full || is_cut { last } else { i64::MAX };
+                lease.floor = lease.floor.max(final_to.min(seen_to));
             }
         }
         for demand in demands {
@@ -305,7 +377,7 @@ impl Keeper {
             .filter(|held| held.0 == position)
             .map(|held| held.1)
             .collect();
-        let usable: Vec<(i16, bool)> = self.leases[position]
+        let usable: Vec<(i16, bool, i64)> = self.leases[position]
             .iter()
             .filter(|(slot, lease)| {
                 lease.ready_at <= now
@@ -313,21 +385,21 @@ impl Keeper {
                     && lease.unreported.is_none()
                     && !waiting.contains(slot)
             })
-            .map(|(slot, lease)| (*slot, lease.is_full))
+            .map(|(slot, lease)| (*slot, lease.is_full, lease.floor))
             .collect();
         if usable.is_empty() {
             return;
         }
-        let full = usable.iter().filter(|(_, is_full)| *is_full).count();
+        let full = usable.iter().filter(|(_, is_full, _)| *is_full).count();
         // What does not fit is left where it is: to read a little too much costs less than another round trip.
         let even = room.div_ceil(usable.len());
         let cold = if full == 0 { even } else { even.min(COLD) };
         let hot = room.div_ceil(full.max(1));
         let handler = self.handlers[position].id;
         let begin = self.turn % usable.len();
-        for (slot, is_full) in usable[begin..].iter().chain(&usable[..begin]) {
-            let limit = if *is_full { hot } else { cold };
-            wanted.push(SlotDemand { handler, slot: *slot, limit: i64::try_from(limit).unwrap_or(i64::MAX) });
+        for (slot, is_full, floor) in usable[begin..].iter().chain(&usable[..begin]).copied() {
+            let limit = i64::try_from(if is_full { hot } else { cold }).unwrap_or(i64::MAX);
+            wanted.push(SlotDemand { handler, slot, limit, floor });
         }
     }
 
@@ -373,6 +445,7 @@ impl Keeper {
                 Ok(None)
             }
             Ok(delivery) => {
+                self.top = self.top.max(place.id);
                 self.held.insert(place.id, (position, place.slot));
                 answer.add(delivery);
                 Ok(Some(position))

@@ -3,8 +3,18 @@
 //! The session holds an advisory lock. Everything that this worker writes about its deliveries is written here, so a write
 //! that reaches the tables proves that the lock was held: nobody else can have had them. A request that is delivered late
 //! either runs while the lock is held, or finds a closed connection. A lost answer ends the session.
+//!
+//! # Floors
+//!
+//! A claim reads a slot from its first row on, for a publisher may commit a small id late. What is done is deleted, but as
+//! long as a transaction somewhere in the database stays open, the dead rows cannot be removed, and every claim would walk
+//! over all of them. So the keeper knows a floor for each slot: below it nothing can be new. It follows from three facts. A
+//! publisher's transaction has its number before it draws its first id (`publish.sql`). An id that was handed out here has
+//! been drawn, so all smaller ones belong to transactions that have begun; the next survey says up to which number. And
+//! when a later survey says that all transactions up to that number have ended, every row up to that id is visible to later
+//! claims, or never will be.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +77,8 @@ pub(crate) struct Lease {
     /// The key after which parked lanes have not been reported yet; `None` when all have been.
     pub(crate) unreported: Option<String>,
     pub(crate) is_revoked: bool,
+    /// Up to here nothing can be new.
+    pub(crate) floor: i64,
     /// The last claim brought all that was asked for: there is more.
     pub(crate) is_full: bool,
 }
@@ -92,6 +104,16 @@ pub(crate) struct Keeper {
     pub(crate) names: Names,
     /// Where the next claim begins among the slots, so that none is always the last.
     pub(crate) turn: usize,
+    /// The greatest id that was handed out.
+    pub(crate) top: i64,
+    /// Greatest ids handed out so far, each with the first transaction that had not begun then.
+    pub(crate) marks: VecDeque<(i64, i64)>,
+    /// Up to this id, whatever will ever be there is there.
+    pub(crate) final_to: i64,
+    /// Of each handler, up to where nothing free can be new, and how often free deliveries had come back then.
+    pub(crate) free_floors: Vec<(i64, i64)>,
+    /// A claim failed: what it had locked was passed over by others, who must look again.
+    pub(crate) must_give_back: bool,
     /// When it looks next at who owns what.
     pub(crate) next_beat: Instant,
     pub(crate) forget_keys_at: Instant,
@@ -107,6 +129,8 @@ impl Keeper {
         handlers: Vec<Handler>,
     ) -> Self {
         let now = Instant::now();
+        let loaded_to = vec![0; handlers.len()];
+        let free_floors = vec![(0, 0); handlers.len()];
         Self {
             shared,
             state,
@@ -117,10 +141,15 @@ impl Keeper {
             held: HashMap::new(),
             given_back: HashSet::new(),
             stash: Vec::new(),
-            loaded_to: handlers.iter().map(|_| 0).collect(),
+            loaded_to,
             handlers,
             names: Names::default(),
             turn: 0,
+            top: 0,
+            marks: VecDeque::new(),
+            final_to: 0,
+            free_floors,
+            must_give_back: false,
             next_beat: now,
             forget_keys_at: now,
         }

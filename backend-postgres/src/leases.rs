@@ -19,6 +19,9 @@ const ENDS_SILENT_SESSIONS: i32 = 140_000;
 /// How often a vanished worker is tried to be buried in one beat: what is locked is left for the next.
 const BURIALS: usize = 3;
 
+/// How many steps of transactions are waited for at once.
+const MARKS: usize = 64;
+
 /// How often old idempotency keys are forgotten, and how many at a time.
 const FORGET_KEYS_EVERY: Duration = Duration::from_secs(60);
 const FORGET_KEYS: i64 = 1_000;
@@ -37,9 +40,16 @@ impl Keeper {
 
     async fn look_around(&mut self) -> Result<()> {
         let handlers: Vec<_> = self.handlers.iter().map(|handler| handler.id).collect();
+        if self.must_give_back {
+            let sent_at = BootTime::now();
+            let told = store::give_back(self.shared.at(), &mut self.connection, &handlers).await;
+            self.heard("survey", sent_at, told)?;
+            self.must_give_back = false;
+        }
         let sent_at = BootTime::now();
         let survey = store::survey(self.shared.at(), &mut self.connection, self.worker, &handlers).await;
         let survey = self.heard("survey", sent_at, survey)?;
+        self.raise_floor(&survey);
         if !survey.workers.iter().any(|worker| worker.id == self.worker) {
             self.state.end("this worker was declared dead");
             return Ok(());
@@ -68,6 +78,31 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// Learns how far transactions have come, see the module's documentation.
+    fn raise_floor(&mut self, survey: &Survey) {
+        let last = self.marks.back().map_or(self.final_to, |(top, _)| *top);
+        if self.top > last {
+            if self.marks.len() >= MARKS {
+                // The last one waits for more than it must.
+                self.marks.pop_back();
+            }
+            self.marks.push_back((self.top, survey.next));
+        }
+        while let Some((top, next)) = self.marks.front().copied()
+            && next <= survey.oldest
+        {
+            self.final_to = top;
+            self.marks.pop_front();
+        }
+        for facts in &survey.handlers {
+            let Some(position) = self.position(facts.id) else { continue };
+            if self.free_floors[position].1 != facts.given_back {
+                self.free_floors[position] = (0, facts.given_back);
+                self.state.bell.notify_one();
+            }
+        }
     }
 
     async fn bury_vanished(&mut self, survey: &Survey) -> Result<bool> {
@@ -103,7 +138,8 @@ impl Keeper {
             let sharers = workers.filter(|worker| worker.handlers.contains(&handler)).count().max(1);
             let share = usize::from(SLOTS).div_ceil(sharers);
             let owned = self.leases[position].len();
-            let is_any_free = has_buried || survey.free.iter().any(|(of, free)| *of == handler && *free > 0);
+            let is_any_free =
+                has_buried || survey.handlers.iter().any(|facts| facts.id == handler && facts.free > 0);
             if owned < share && is_any_free {
                 wanted.push(handler);
                 most.push(i64::try_from(share - owned).unwrap_or(0));
@@ -129,8 +165,14 @@ impl Keeper {
             let Some(position) = self.position(lease.handler) else { continue };
             let ready_at = if lease.is_unclean { now + self.shared.config.handover_delay } else { now };
             let unreported = lease.has_parked.then(String::new);
-            let lease_here =
-                Lease { epoch: lease.epoch, ready_at, unreported, is_revoked: false, is_full: false };
+            let lease_here = Lease {
+                epoch: lease.epoch,
+                ready_at,
+                unreported,
+                is_revoked: false,
+                floor: 0,
+                is_full: false,
+            };
             self.leases[position].insert(lease.slot, lease_here);
         }
         self.state.bell.notify_one();

@@ -49,13 +49,29 @@ enum Request {
     },
     /// Something was stored elsewhere.
     Wake,
+    /// Something is about to be committed in a transaction of the caller's.
+    WakeLater,
 }
+
+/// When a transaction of the caller's has probably committed: nobody tells us, and the workers' own looks are rarer.
+const LATER: [Duration; 3] =
+    [Duration::from_millis(4), Duration::from_millis(40), Duration::from_millis(250)];
+
+/// The most such times that are kept.
+const MAX_LATER: usize = 64;
 
 impl Publisher {
     /// Starts a publisher in the present runtime.
     pub(crate) fn start(shared: &Arc<Shared>) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
-        let task = Task { shared: shared.clone(), requests, kept: None, wake_due: None, woken_at: None };
+        let task = Task {
+            shared: shared.clone(),
+            requests,
+            kept: None,
+            wake_due: None,
+            woken_at: None,
+            later: Vec::new(),
+        };
         tokio::spawn(task.run());
         Self { queue, shared: shared.clone() }
     }
@@ -91,6 +107,11 @@ impl Publisher {
     pub(crate) fn wake(&self) {
         let _ = self.queue.try_send(Request::Wake);
     }
+
+    /// Wakes workers when a transaction that was published in has probably committed.
+    pub(crate) fn wake_later(&self) {
+        let _ = self.queue.try_send(Request::WakeLater);
+    }
 }
 
 fn gone(kind: ErrorKind) -> Error {
@@ -110,17 +131,20 @@ struct Task {
     /// When to wake others.
     wake_due: Option<Instant>,
     woken_at: Option<Instant>,
+    /// When the callers' transactions have probably committed.
+    later: Vec<Instant>,
 }
 
 impl Task {
     async fn run(mut self) {
         loop {
-            let first = match self.wake_due {
+            let due = self.wake_due.into_iter().chain(self.later.iter().copied()).min();
+            let first = match due {
                 None => self.requests.recv().await,
                 Some(due) => match tokio::time::timeout_at(due, self.requests.recv()).await {
                     Ok(first) => first,
                     Err(_) => {
-                        self.wake_others().await;
+                        self.time_has_come().await;
                         continue;
                     }
                 },
@@ -130,15 +154,27 @@ impl Task {
             tokio::task::yield_now().await;
             let group = self.gather(first);
             self.store(group).await;
-            if self.wake_due.is_some_and(|due| due <= Instant::now()) {
-                self.wake_others().await;
-            }
+            self.time_has_come().await;
         }
         if self.wake_due.is_some() {
             self.wake_others().await;
         }
         if let Some(client) = self.kept.take() {
             client.close().await;
+        }
+    }
+
+    /// Wakes whom it is time to wake.
+    async fn time_has_come(&mut self) {
+        let now = Instant::now();
+        let before = self.later.len();
+        self.later.retain(|due| *due > now);
+        if self.later.len() < before {
+            self.shared.ring();
+            self.plan_wake();
+        }
+        if self.wake_due.is_some_and(|due| due <= Instant::now()) {
+            self.wake_others().await;
         }
     }
 
@@ -149,6 +185,11 @@ impl Task {
         while let Some(request) = next.take() {
             match request {
                 Request::Wake => self.plan_wake(),
+                Request::WakeLater => {
+                    let now = Instant::now();
+                    let room = MAX_LATER.saturating_sub(self.later.len());
+                    self.later.extend(LATER.iter().take(room).map(|later| now + *later));
+                }
                 // Nobody waits for it any more, and nothing of it is stored.
                 Request::Publish { reply, .. } if reply.is_closed() => {}
                 Request::Publish { publication, deadline, reply } => {
@@ -197,6 +238,9 @@ impl Task {
 
     /// Stores a group together; if one of them may be the reason why that fails, each alone.
     async fn store(&mut self, group: Vec<Waiting>) {
+        if group.is_empty() {
+            return;
+        }
         let Some((group, failure)) = self.try_store(group).await else { return };
         let is_of_one = group.len() > 1 && Cause::of(&failure) == Cause::Data;
         if !is_of_one {

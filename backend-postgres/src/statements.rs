@@ -46,6 +46,7 @@ statements! {
     enter_handlers,
     first_parked,
     forget_keys,
+    give_back,
     handlers,
     leave,
     let_go,

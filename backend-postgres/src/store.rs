@@ -200,12 +200,15 @@ pub(crate) async fn enter_handlers(
         .map(drop)
 }
 
-/// Who works, and what is free.
+/// Who works, what is free, and how far transactions have come.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     pub(crate) workers: Vec<WorkerFacts>,
-    /// Handler, how many of its leases are free.
-    pub(crate) free: Vec<(i32, i64)>,
+    pub(crate) handlers: Vec<HandlerFacts>,
+    /// The first transaction that had not ended.
+    pub(crate) oldest: i64,
+    /// The first transaction that had not begun.
+    pub(crate) next: i64,
 }
 
 #[derive(Debug)]
@@ -213,6 +216,15 @@ pub(crate) struct WorkerFacts {
     pub(crate) id: i32,
     pub(crate) is_gone: bool,
     pub(crate) handlers: Vec<i32>,
+}
+
+#[derive(Debug)]
+pub(crate) struct HandlerFacts {
+    pub(crate) id: i32,
+    /// How many of its leases nobody has.
+    pub(crate) free: i64,
+    /// How often free deliveries of it came back.
+    pub(crate) given_back: i64,
 }
 
 pub(crate) async fn survey(
@@ -224,16 +236,22 @@ pub(crate) async fn survey(
     let rows = query(at, &at.sql.survey).bind(worker).bind(handlers).fetch_all(connection).await?;
     let mut survey = Survey::default();
     for row in rows {
-        let handlers: Vec<i32> = row.try_get(2)?;
-        match row.try_get::<Option<i32>, _>(0)? {
-            Some(id) => survey.workers.push(WorkerFacts { id, is_gone: row.try_get(1)?, handlers }),
-            None => {
-                let free = row.try_get(3)?;
-                survey.free.extend(handlers.first().map(|handler| (*handler, free)));
-            }
+        let id = row.try_get(1)?;
+        (survey.oldest, survey.next) = (row.try_get(6)?, row.try_get(7)?);
+        if row.try_get::<i32, _>(0)? == 0 {
+            let handlers = row.try_get(3)?;
+            survey.workers.push(WorkerFacts { id, is_gone: row.try_get(2)?, handlers });
+        } else {
+            let (free, given_back) = (row.try_get(4)?, row.try_get(5)?);
+            survey.handlers.push(HandlerFacts { id, free, given_back });
         }
     }
     Ok(survey)
+}
+
+/// Tells all workers to look at all free deliveries of these handlers again.
+pub(crate) async fn give_back(at: At<'_>, connection: &mut PgConnection, handlers: &[i32]) -> Result<()> {
+    query(at, &at.sql.give_back).bind(handlers).execute(connection).await.map(drop)
 }
 
 /// A lease that was taken.
@@ -316,13 +334,15 @@ pub(crate) async fn claim_free(
     at: At<'_>,
     connection: &mut PgConnection,
     worker: i32,
-    demands: &[(i32, i64)],
+    demands: &[SlotDemand],
     max_bytes: i64,
     ahead: i64,
 ) -> Result<Vec<PgRow>> {
-    let (handlers, limits): (Vec<i32>, Vec<i64>) = demands.iter().copied().unzip();
+    let handlers: Vec<_> = demands.iter().map(|demand| demand.handler).collect();
+    let limits: Vec<_> = demands.iter().map(|demand| demand.limit).collect();
+    let floors: Vec<_> = demands.iter().map(|demand| demand.floor).collect();
     let query = query(at, &at.sql.claim_free).bind(worker).bind(handlers).bind(limits);
-    query.bind(max_bytes).bind(ahead).fetch_all(connection).await
+    query.bind(max_bytes).bind(ahead).bind(floors).fetch_all(connection).await
 }
 
 /// How much of a slot is wanted.
@@ -331,6 +351,8 @@ pub(crate) struct SlotDemand {
     pub(crate) handler: i32,
     pub(crate) slot: i16,
     pub(crate) limit: i64,
+    /// Up to here nothing can be new.
+    pub(crate) floor: i64,
 }
 
 pub(crate) async fn claim_keyed(
@@ -343,8 +365,9 @@ pub(crate) async fn claim_keyed(
     let handlers: Vec<_> = demands.iter().map(|demand| demand.handler).collect();
     let slots: Vec<_> = demands.iter().map(|demand| demand.slot).collect();
     let limits: Vec<_> = demands.iter().map(|demand| demand.limit).collect();
+    let floors: Vec<_> = demands.iter().map(|demand| demand.floor).collect();
     let query = query(at, &at.sql.claim_keyed).bind(handlers).bind(slots).bind(limits);
-    query.bind(held).bind(max_bytes).fetch_all(connection).await
+    query.bind(held).bind(max_bytes).bind(floors).fetch_all(connection).await
 }
 
 /// A worker is about to hold ids up to these.

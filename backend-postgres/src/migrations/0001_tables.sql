@@ -13,9 +13,12 @@ create table event_bus.meta (
     value text not null
 );
 
+-- given_back counts how often free deliveries came back under their old ids: workers that look only at new ones look at all
+-- of them then.
 create table event_bus.handler (
     id integer generated always as identity primary key,
-    name text not null unique
+    name text not null unique,
+    given_back bigint not null default 0
 );
 
 -- Ready and running deliveries, and those that keep their place in their lane while they wait or hold their key.

@@ -38,6 +38,10 @@ charged as (
     where d.handler_id = c.handler_id and d.slot = -1 and d.id = c.id and d.owner = $1
     returning d.id
 ),
+told as (
+    update event_bus.handler set given_back = given_back + 1
+    where id in (select handler_id from event_bus.worker_handler where worker_id = $1) and (select is_open from gate)
+),
 forgotten as (
     delete from event_bus.worker w
     where w.id = $1 and (select is_open from gate)

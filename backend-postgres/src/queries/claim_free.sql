@@ -3,11 +3,12 @@
 --   worker's row does not account for (loaded_to), so a vanished worker's claims are found without an index on the owner:
 --   such an index costs a quarter of the speed. The commit does not wait for the disk: a claim that a crash of the server
 --   takes back was made by a session that is gone as well.
--- Inputs: $1 worker, $2 handler ids, $3 limits, $4 the most bytes, $5 how far ahead to account for ids.
+-- Inputs: $1 worker, $2 handler ids, $3 limits, $4 the most bytes, $5 how far ahead to account for ids,
+--   $6 ids up to which nothing can be new.
 -- Result: the columns of a delivery.
 with hurry as materialized (select set_config('synchronous_commit', 'off', true)),
 wanted as (
-    select * from unnest($2::int4[], $3::int8[]) with ordinality as w (handler_id, most, position)
+    select * from unnest($2::int4[], $3::int8[], $6::int8[]) with ordinality as w (handler_id, most, floor, position)
 ),
 found as materialized (
     select w.position, d.handler_id, d.id, d.bytes
@@ -16,7 +17,7 @@ found as materialized (
     cross join lateral (
         select handler_id, id, octet_length(payload) as bytes
         from event_bus.delivery
-        where handler_id = w.handler_id and slot = -1 and owner is null
+        where handler_id = w.handler_id and slot = -1 and id > w.floor and owner is null
         order by id
         limit w.most
         for update skip locked

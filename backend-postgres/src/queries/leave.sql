@@ -6,6 +6,9 @@ with freed as (
     from event_bus.worker_handler h
     where l.worker_id = $1 and h.worker_id = $1 and h.handler_id = l.handler_id
 ),
+told as (
+    update event_bus.handler set given_back = given_back + 1 where id = any($2)
+),
 given_back as (
     update event_bus.delivery d
     set owner = null, started = 0

@@ -176,3 +176,97 @@ async fn what_is_given_back_comes_back_with_a_later_claim() {
         complete(&session, again).await;
     }
 }
+
+/// Claims nothing for so many beats: floors rise.
+async fn idle(session: &Arc<dyn Session>, beats: u32) {
+    for _ in 0..beats {
+        assert!(claim(session, 1, 10).await.deliveries.is_empty());
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_commits_late_is_not_passed_over() {
+    let store = Store::new().await;
+    let session = store.open(&[handler("a")]).await;
+    for key in [Some("k"), None] {
+        let pool = store.pool().await;
+        let mut transaction = pool.begin().await.unwrap();
+        event_bus_core::backend::Backend::publish_in(
+            &store.backend,
+            &mut transaction,
+            events(&["late"], key),
+        )
+        .await
+        .unwrap();
+        store.publish(events(&["early"], key)).await;
+        let early = claim_all(&session, 1, 1).await;
+        assert_eq!(texts(&early), ["early"]);
+        idle(&session, 6).await;
+        transaction.commit().await.unwrap();
+        let late = claim_all(&session, 1, 1).await;
+        assert_eq!(texts(&late), ["late"]);
+        complete(&session, early).await;
+        complete(&session, late).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_gives_back_is_found_below_the_floor() {
+    let store = Store::new().await;
+    let first = store.open(&[handler("a")]).await;
+    store.publish(events(&["1", "2"], None)).await;
+    let claimed = claim_all(&first, 1, 2).await;
+    let second = store.open(&[handler("a")]).await;
+    store.publish(events(&["3"], None)).await;
+    let own = claim_all(&second, 1, 1).await;
+    assert_eq!(texts(&own), ["3"]);
+    idle(&second, 6).await;
+    settle(&first, &claimed[0], Outcome::Release).await;
+    assert_eq!(claim_all(&second, 1, 1).await[0].id, claimed[0].id);
+    idle(&second, 6).await;
+    drop(first);
+    let left = claim_all(&second, 1, 1).await;
+    assert_eq!((left[0].id, left[0].crashes), (claimed[1].id, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_transaction_does_not_make_claims_walk_over_what_is_done() {
+    let store = Store::new().await;
+    let mut open = store.connect().await;
+    sqlx::raw_sql("begin isolation level repeatable read; select count(*) from event_bus.delivery")
+        .execute(&mut open)
+        .await
+        .unwrap();
+    let session = store.open(&[handler("a")]).await;
+    for key in [Some("k"), None] {
+        for _ in 0..20 {
+            store.publish(events(&["x"; 500], key)).await;
+            let all = claim_all(&session, 1, 500).await;
+            complete(&session, all).await;
+        }
+    }
+    idle(&session, 6).await;
+    let read =
+        "select coalesce(sum(idx_tup_read), 0)::int8 from pg_stat_user_indexes where relname = 'delivery'";
+    let settled = async || {
+        // Counters come a little late.
+        let mut before = -1;
+        loop {
+            let now = store.number(read).await;
+            if now == before {
+                return now;
+            }
+            before = now;
+            tokio::time::sleep(Duration::from_millis(1_100)).await;
+        }
+    };
+    let before = settled().await;
+    for _ in 0..10 {
+        store.publish(events(&["y"], Some("k"))).await;
+        let all = claim_all(&session, 1, 1).await;
+        complete(&session, all).await;
+    }
+    let walked = settled().await - before;
+    assert!(walked < 5_000, "ten claims read {walked} entries of an index");
+}
