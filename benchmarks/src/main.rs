@@ -52,6 +52,8 @@ enum Backend {
     Engine,
     /// A private server, or the one that EVENT_BUS_TEST_POSTGRES_URL names.
     Postgres,
+    /// A server of its own, append-only file each second.
+    Redis,
     /// Files, no server.
     Sqlite,
 }
@@ -152,6 +154,7 @@ async fn run(arguments: Arguments) -> Result<(), AnyError> {
                 continue;
             }
             Backend::Postgres => Box::new(targets::postgres::Postgres),
+            Backend::Redis => Box::new(targets::redis::Redis),
             Backend::Sqlite => Box::new(targets::sqlite::Sqlite { dir: dir.clone() }),
         };
         report.of(target.name());

@@ -1,4 +1,5 @@
 //! The stores that can be measured, a file each.
 
 pub mod postgres;
+pub mod redis;
 pub mod sqlite;

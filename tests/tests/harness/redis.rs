@@ -1,31 +1,26 @@
-//! A server of its own for each case.
+//! A server of its own for each case; on somebody else's server a bus of its own.
 
-#![allow(clippy::expect_used, reason = "a test fails by panicking")]
-
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use event_bus::backend::{Backend, Capabilities};
 use event_bus::{RedisBackend, async_trait};
+use event_bus_conformance::servers::{self, Redis as Server};
 use event_bus_conformance::suite::{Harness, Outage, Sandbox, Tamper};
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
 
-/// A mode: how the server writes its append-only file.
+/// A mode: when the server writes its append-only file to the disk.
 #[derive(Clone, Copy)]
 pub(crate) enum Redis {
     Everysec,
     Fsync,
 }
 
-struct Server {
-    mode: Redis,
-    directory: TempDir,
-    port: u16,
-    process: Child,
+struct Bus {
+    /// `None`: somebody else's.
+    server: Option<Arc<Server>>,
+    address: String,
+    name: String,
+    durability: &'static str,
 }
 
 #[async_trait]
@@ -42,12 +37,22 @@ impl Harness for Redis {
     }
 
     async fn sandbox(&self) -> Arc<dyn Sandbox> {
-        let mode = *self;
-        Arc::new(tokio::task::spawn_blocking(move || Server::start(mode)).await.unwrap())
+        let (durability, appendfsync) = match self {
+            Self::Everysec => ("everysec", "everysec"),
+            Self::Fsync => ("fsync", "always"),
+        };
+        let name = servers::unique_name();
+        if Server::why_fixed().is_some() {
+            let address = servers::redis().await.url().to_owned();
+            return Arc::new(Bus { server: None, address, name, durability });
+        }
+        let server = Server::start(&[("appendfsync", appendfsync)]).await;
+        let address = server.url().to_owned();
+        Arc::new(Bus { server: Some(Arc::new(server)), address, name, durability })
     }
 
     fn has_outages(&self) -> bool {
-        true
+        Server::why_fixed().is_none()
     }
 
     fn can_tamper(&self) -> bool {
@@ -59,64 +64,15 @@ impl Harness for Redis {
     }
 }
 
-impl Server {
-    fn start(mode: Redis) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        loop {
-            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-            let appendfsync = match mode {
-                Redis::Everysec => "everysec",
-                Redis::Fsync => "always",
-            };
-            let mut process = Command::new("redis-server")
-                .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-                .args(["--appendonly", "yes", "--appendfsync", appendfsync])
-                .args(["--maxmemory-policy", "noeviction", "--daemonize", "no"])
-                .arg("--dir")
-                .arg(directory.path())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("redis-server, which apt install redis-server brings");
-            let deadline = Instant::now() + Duration::from_secs(10);
-            // It ends at once if somebody else took the port meanwhile.
-            while process.try_wait().unwrap().is_none() {
-                if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
-                    return Self { mode, directory, port, process };
-                }
-                assert!(Instant::now() < deadline, "redis-server does not listen");
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.process.id()).unwrap()).unwrap();
-        kill_process(pid, signal).expect("a living server");
-    }
-
+impl Bus {
     fn url(&self, lease_ms: u32) -> String {
-        let durability = match self.mode {
-            Redis::Everysec => "everysec",
-            Redis::Fsync => "fsync",
-        };
-        format!(
-            "redis://127.0.0.1:{}?bus=suite&durability={durability}&lease_ms={lease_ms}&command_timeout_ms=2000",
-            self.port
-        )
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = &self.directory;
+        let Self { address, name, durability, .. } = self;
+        format!("{address}?bus={name}&durability={durability}&lease_ms={lease_ms}&command_timeout_ms=2000")
     }
 }
 
 #[async_trait]
-impl Sandbox for Server {
+impl Sandbox for Bus {
     fn backend(&self) -> Arc<dyn Backend> {
         Arc::new(RedisBackend::from_url(&self.url(3_000)).unwrap())
     }
@@ -128,9 +84,9 @@ impl Sandbox for Server {
 
     /// The server stands still.
     async fn outage(&self) -> Box<dyn Outage> {
-        self.signal(Signal::STOP);
-        let pid = Pid::from_raw(i32::try_from(self.process.id()).unwrap()).unwrap();
-        Box::new(Stopped(pid))
+        let server = self.server.clone().unwrap();
+        server.pause().await;
+        Box::new(Paused(server))
     }
 
     async fn tamper(&self, tamper: Tamper) {
@@ -138,19 +94,19 @@ impl Sandbox for Server {
             Tamper::NewerSchema => ("schema", "99"),
             Tamper::OtherSlots => ("slots", "32"),
         };
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
+        let client = redis::Client::open(&*self.address).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut command = redis::cmd("HSET");
-        command.arg("{suite}:meta").arg(field).arg(value);
+        command.arg(format!("{{{}}}:meta", self.name)).arg(field).arg(value);
         command.query_async::<()>(&mut connection).await.unwrap();
     }
 }
 
-struct Stopped(Pid);
+struct Paused(Arc<Server>);
 
 #[async_trait]
-impl Outage for Stopped {
+impl Outage for Paused {
     async fn end(self: Box<Self>) {
-        kill_process(self.0, Signal::CONT).expect("a living server");
+        self.0.resume().await;
     }
 }
