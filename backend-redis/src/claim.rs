@@ -10,6 +10,7 @@ use event_bus_core::backend::{
     Timestamp,
 };
 use event_bus_core::{Result, SLOTS};
+use tokio::time::Instant;
 
 use crate::entry::{self, Names, State};
 use crate::error::Failure;
@@ -19,13 +20,16 @@ use crate::link::Link;
 use crate::reply::Reply;
 use crate::script;
 use crate::settle::{self, Unreadable};
-use crate::worker::Worker;
+use crate::worker::{SlotId, Worker};
 
 /// How many deliveries that are due one claim gives their place, for each handler.
 const PROMOTE: usize = 500;
 
 /// How many parked lanes one claim reports.
 const LANES: usize = 1_000;
+
+/// How often all slots are read, whether or not somebody said that there is something in them: hints can be lost.
+const SWEEP: Duration = Duration::from_millis(100);
 
 /// How many deliveries that were given back one claim reads again, one by one.
 const RETURNED: usize = 64;
@@ -37,6 +41,8 @@ pub(crate) struct Reader {
     names: Names,
     /// The answer to a claim was lost: free deliveries may be this worker's without its knowing.
     has_lost: bool,
+    /// When all slots are to be read again.
+    next_sweep: Instant,
     /// Of which handlers the last claim left keyed and free deliveries behind.
     left: Vec<Left>,
     /// Entries that cannot be deliveries, on their way to the dead letters.
@@ -52,18 +58,18 @@ struct Left {
 /// What was asked, in the order in which it is answered.
 enum Question {
     Missing(HandlerIndex),
-    Lane(LaneDemand, Option<DeliveryId>),
+    Lane(LaneDemand, DeliveryId),
     Again(Partition, DeliveryId, Arc<str>),
     Slots(HandlerIndex, BTreeMap<u16, u64>),
     Free(HandlerIndex),
 }
 
-/// Up to where a lane is handed out: when it was asked for, and now (`None`: nothing is parked any more).
-struct Mark {
+/// Up to where a lane is handed out, and whether something behind it is parked.
+struct Refilled {
     partition: Partition,
     key: Arc<str>,
-    asked: DeliveryId,
-    now: Option<DeliveryId>,
+    last: DeliveryId,
+    has_more: bool,
 }
 
 /// An answer in the making.
@@ -77,9 +83,11 @@ struct Answer {
     handed: Vec<(Partition, DeliveryId, Place)>,
     ranges: Vec<(HandlerIndex, DeliveryId, DeliveryId, usize)>,
     cursors: Vec<(HandlerIndex, u16, u64, DeliveryId)>,
-    marks: Vec<Mark>,
+    refilled: Vec<Refilled>,
     /// Deliveries that were given back and are out again, or gone.
     again: Vec<(Partition, DeliveryId)>,
+    /// Slots that have more.
+    full: Vec<SlotId>,
     /// How many lanes of each slot are reported.
     reported: Vec<(HandlerIndex, u16, usize)>,
 }
@@ -91,6 +99,7 @@ impl Reader {
             number: 0,
             names: Names::default(),
             has_lost: false,
+            next_sweep: Instant::now(),
             left: vec![Left::default(); handlers],
             unreadable: Vec::new(),
         }
@@ -106,8 +115,9 @@ impl Reader {
             handed: Vec::new(),
             ranges: Vec::new(),
             cursors: Vec::new(),
-            marks: Vec::new(),
+            refilled: Vec::new(),
             again: Vec::new(),
+            full: Vec::new(),
             reported: Vec::new(),
         };
         report_lanes(worker, &mut answer);
@@ -149,36 +159,43 @@ impl Reader {
     }
 
     /// What to ask for, those of lane demands first.
-    fn questions(&self, worker: &Worker, request: &ClaimRequest) -> Vec<Question> {
+    fn questions(&mut self, worker: &Worker, request: &ClaimRequest) -> Vec<Question> {
         let mut questions = Vec::new();
+        let now = Instant::now();
+        let reads_all = self.has_lost || now >= self.next_sweep;
+        if reads_all {
+            self.next_sweep = now + SWEEP;
+        }
         if self.has_lost {
             questions.extend(worker.indices().map(|(index, _)| Question::Missing(index)));
         }
-        let slots = worker.slots();
+        let mut slots = worker.slots();
         {
-            let held = worker.held();
+            let mut held = worker.held();
             for lane in &request.lanes {
                 let is_owned = slots
                     .get(&(lane.partition.handler, lane.partition.number))
                     .is_some_and(|owned| !owned.is_revoked && owned.unreported.is_empty());
                 // A lane without a mark has nothing parked.
-                if is_owned && let Some(mark) = held.mark(lane.partition, &lane.key) {
-                    let after = (mark.0 > 0).then_some(mark);
-                    questions.push(Question::Lane(lane.clone(), after));
+                if is_owned && let Some(mark) = held.ask(lane.partition, &lane.key) {
+                    questions.push(Question::Lane(lane.clone(), mark));
                 }
             }
         }
         for demand in &request.demands {
             let mut cursors = BTreeMap::new();
             for number in 0..SLOTS {
-                let Some(owned) = slots.get(&(demand.handler, number)) else { continue };
+                let Some(owned) = slots.get_mut(&(demand.handler, number)) else { continue };
                 if owned.is_revoked || !owned.unreported.is_empty() {
                     continue;
                 }
                 let partition = Partition { handler: demand.handler, number };
                 let returned = owned.returned.iter().take(RETURNED.min(demand.limit));
                 questions.extend(returned.map(|(id, key)| Question::Again(partition, *id, key.clone())));
-                cursors.insert(number, owned.epoch);
+                // What is said from now on is for the next claim.
+                if std::mem::take(&mut owned.has_news) || reads_all {
+                    cursors.insert(number, owned.epoch);
+                }
             }
             if !cursors.is_empty() {
                 questions.push(Question::Slots(demand.handler, cursors));
@@ -216,7 +233,7 @@ impl Reader {
                     }
                     Question::Lane(lane, after) => {
                         call.arg("R").arg(position(lane.partition.handler)).arg(lane.partition.number);
-                        call.arg(&*lane.key).arg(after.map(ids::fixed).unwrap_or_default()).arg(lane.limit);
+                        call.arg(&*lane.key).arg(ids::fixed(*after)).arg(lane.limit);
                     }
                     Question::Again(partition, id, key) => {
                         call.arg("X").arg(position(partition.handler)).arg(partition.number);
@@ -305,15 +322,11 @@ impl Answer {
                 while !part.is_empty() {
                     let id = id(&mut part)?;
                     let entry = (part.bytes()?, part.bytes()?);
-                    last = Some(id);
+                    last = id;
                     self.add(worker, names, lane.partition, id, Some(lane.key.clone()), entry, Place::Lane);
                 }
-                self.marks.push(Mark {
-                    partition: lane.partition,
-                    key: lane.key.clone(),
-                    asked: after.unwrap_or(DeliveryId(0)),
-                    now: still.map(|_| last.unwrap_or(DeliveryId(0))),
-                });
+                let (partition, key) = (lane.partition, lane.key.clone());
+                self.refilled.push(Refilled { partition, key, last, has_more: still.is_some() });
                 if let Some(first) = still {
                     self.claimed.still_parked.push(ParkedLane {
                         partition: lane.partition,
@@ -335,7 +348,10 @@ impl Answer {
                 while !part.is_empty() {
                     let mut slot = part.array()?;
                     let number = u16::try_from(slot.number()?).unwrap_or(Partition::WHOLE);
-                    has_more |= slot.number()? != 0;
+                    if slot.number()? != 0 {
+                        has_more = true;
+                        self.full.push((handler, number));
+                    }
                     let partition = Partition { handler, number };
                     while !slot.is_empty() {
                         let id = id(&mut slot)?;
@@ -452,6 +468,11 @@ impl Answer {
                 owned.cursor = owned.cursor.max(id);
             }
         }
+        for slot in self.full {
+            if let Some(owned) = slots.get_mut(&slot) {
+                owned.has_news = true;
+            }
+        }
         for (partition, id) in self.again {
             if let Some(owned) = slots.get_mut(&(partition.handler, partition.number)) {
                 owned.returned.remove(&id);
@@ -469,10 +490,9 @@ impl Answer {
         for (handler, first, last, count) in self.ranges {
             held.add_range(handler, first, last, count);
         }
-        for mark in self.marks {
-            // Parked once more while the answer was on its way: that is the lower one, and it counts.
-            if is_ours(mark.partition) && held.mark(mark.partition, &mark.key) == Some(mark.asked) {
-                held.set_mark(mark.partition, mark.key, mark.now);
+        for lane in self.refilled {
+            if is_ours(lane.partition) {
+                held.answered(lane.partition, lane.key, lane.last, lane.has_more);
             }
         }
         self.claimed

@@ -27,8 +27,17 @@ pub(crate) struct Held {
     places: HashMap<(Partition, DeliveryId), Place>,
     /// By handler and first id.
     ranges: HashMap<HandlerIndex, BTreeMap<DeliveryId, Range>>,
-    /// Up to where parked lanes have been handed out. Only lanes of which something is parked.
-    marks: HashMap<(Partition, Arc<str>), DeliveryId>,
+    /// Lanes of which something is parked.
+    lanes: HashMap<(Partition, Arc<str>), Lane>,
+}
+
+/// A lane with parked deliveries.
+struct Lane {
+    /// Up to where it is handed out: what stands behind this is parked.
+    mark: DeliveryId,
+    /// The same as the lowest park says that was stored since the lane was last asked for. Whether the answer knows of
+    /// that park nobody can tell.
+    parked_meanwhile: Option<DeliveryId>,
 }
 
 impl Held {
@@ -55,7 +64,7 @@ impl Held {
     /// Forgets all of a partition.
     pub(crate) fn drop_partition(&mut self, partition: Partition) {
         self.places.retain(|(of, _), _| *of != partition);
-        self.marks.retain(|(of, _), _| *of != partition);
+        self.lanes.retain(|(of, _), _| *of != partition);
     }
 
     /// A stretch of `count` free deliveries is this worker's; false if that is known.
@@ -108,16 +117,33 @@ impl Held {
         }
     }
 
-    /// Up to where a lane with parked deliveries has been handed out.
-    pub(crate) fn mark(&self, partition: Partition, key: &Arc<str>) -> Option<DeliveryId> {
-        self.marks.get(&(partition, key.clone())).copied()
+    /// A lane is asked for: up to where it is handed out; `None` if nothing of it is parked.
+    pub(crate) fn ask(&mut self, partition: Partition, key: &Arc<str>) -> Option<DeliveryId> {
+        let lane = self.lanes.get_mut(&(partition, key.clone()))?;
+        lane.parked_meanwhile = None;
+        Some(lane.mark)
     }
 
-    pub(crate) fn set_mark(&mut self, partition: Partition, key: Arc<str>, mark: Option<DeliveryId>) {
-        match mark {
-            Some(mark) => self.marks.insert((partition, key), mark),
-            None => self.marks.remove(&(partition, key)),
-        };
+    /// The answer: it is handed out up to `last` by now, and `has_more` says whether something behind it is parked.
+    pub(crate) fn answered(&mut self, partition: Partition, key: Arc<str>, last: DeliveryId, has_more: bool) {
+        let name = (partition, key);
+        let Some(lane) = self.lanes.get_mut(&name) else { return };
+        match lane.parked_meanwhile {
+            // The lower one is right, or hands something out again that is known to be out.
+            Some(before) => lane.mark = last.min(before),
+            None if has_more => lane.mark = last,
+            None => {
+                self.lanes.remove(&name);
+            }
+        }
+    }
+
+    /// A lane is parked behind `before`.
+    pub(crate) fn parked(&mut self, partition: Partition, key: Arc<str>, before: DeliveryId) {
+        let lane =
+            self.lanes.entry((partition, key)).or_insert(Lane { mark: before, parked_meanwhile: None });
+        lane.mark = lane.mark.min(before);
+        lane.parked_meanwhile = lane.parked_meanwhile.into_iter().chain([before]).min();
     }
 }
 
@@ -155,9 +181,30 @@ mod tests {
         let (one, two) = (Partition { handler: HandlerIndex(0), number: 1 }, FREE);
         held.add(one, id(1), Place::Lane);
         held.add(two, id(1), Place::Stream);
-        held.set_mark(one, "a".into(), Some(id(9)));
+        held.parked(one, "a".into(), id(9));
         held.drop_partition(one);
-        assert_eq!((held.place(one, id(1)), held.mark(one, &"a".into())), (None, None));
+        assert_eq!((held.place(one, id(1)), held.ask(one, &"a".into())), (None, None));
         assert_eq!(held.place(two, id(1)), Some(Place::Stream));
+    }
+
+    #[test]
+    fn what_is_parked_while_a_lane_is_asked_for_is_not_forgotten() {
+        let (slot, key) = (Partition { handler: HandlerIndex(0), number: 1 }, Arc::<str>::from("a"));
+        let mut held = Held::default();
+        assert_eq!(held.ask(slot, &key), None);
+        held.parked(slot, key.clone(), id(9));
+        assert_eq!(held.ask(slot, &key), Some(id(9)));
+        // The answer has all that was parked when it was given. Then more is, from 20 on.
+        held.parked(slot, key.clone(), id(19));
+        held.answered(slot, key.clone(), id(19), false);
+        assert_eq!(held.ask(slot, &key), Some(id(19)));
+        // The answer has what was parked meanwhile.
+        held.parked(slot, key.clone(), id(22));
+        held.answered(slot, key.clone(), id(27), false);
+        assert_eq!(held.ask(slot, &key), Some(id(22)));
+        held.answered(slot, key.clone(), id(27), true);
+        assert_eq!(held.ask(slot, &key), Some(id(27)));
+        held.answered(slot, key.clone(), id(30), false);
+        assert_eq!(held.ask(slot, &key), None);
     }
 }

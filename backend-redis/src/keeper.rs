@@ -245,7 +245,7 @@ impl Keeper {
             {
                 let mut held = worker.held();
                 for (key, _) in &unreported {
-                    held.set_mark(partition, key.clone(), Some(DeliveryId(0)));
+                    held.parked(partition, key.clone(), DeliveryId(0));
                 }
             }
             let owned = Owned {
@@ -254,6 +254,7 @@ impl Keeper {
                 unreported,
                 returned: std::collections::BTreeMap::new(),
                 is_revoked: false,
+                has_news: true,
             };
             worker.slots().insert((handler, number), owned);
         }

@@ -217,15 +217,27 @@ impl Task {
             let publication = &request.publication;
             call.arg(publication.idempotency_key.as_deref().unwrap_or(""));
             call.arg(millis(publication.delay)).arg(publication.events.len());
+            let position = |name: &Arc<str>| positions.get(name).copied().unwrap_or(0);
+            // Mostly all events of a call are for the same handlers: said once.
+            let common = publication.events.first().map(|event| &event.handlers);
+            let common =
+                common.filter(|first| publication.events.iter().all(|event| event.handlers == **first));
+            let common: &[Arc<str>] = common.map_or(&[], |handlers| handlers);
+            call.arg(common.len());
+            for name in common {
+                call.arg(position(name));
+            }
             for event in &publication.events {
                 call.arg(entry::encode(&event.envelope));
                 match &event.envelope.key {
-                    Some(key) => call.arg(&**key).arg(slot(key)),
-                    None => call.arg("").arg("f"),
+                    Some(key) => call.arg(slot(key)).arg(&**key),
+                    None => call.arg("f"),
                 };
-                call.arg(event.handlers.len());
-                for name in event.handlers.iter() {
-                    call.arg(positions.get(name).copied().unwrap_or(0));
+                if common.is_empty() {
+                    call.arg(event.handlers.len());
+                    for name in event.handlers.iter() {
+                        call.arg(position(name));
+                    }
                 }
             }
         }

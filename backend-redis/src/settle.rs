@@ -11,7 +11,7 @@ use event_bus_core::backend::{
 use event_bus_core::clock::{Clock as _, SystemClock};
 
 use crate::error::Failure;
-use crate::held::{Held, Place};
+use crate::held::Place;
 use crate::ids;
 use crate::link::Link;
 use crate::script::{self, Call};
@@ -63,7 +63,7 @@ struct Plan<'b> {
     /// Done, by where they lie: the bulk.
     complete: BTreeMap<(HandlerIndex, u16), Vec<DeliveryId>>,
     single: Vec<Single<'b>>,
-    parks: Vec<(&'b Park, DeliveryId)>,
+    parks: &'b [Park],
     /// Free deliveries that leave, and the ranges they empty.
     gone: HashMap<HandlerIndex, Vec<DeliveryId>>,
     finished: Vec<(HandlerIndex, Vec<DeliveryId>)>,
@@ -101,7 +101,7 @@ impl<'b> Plan<'b> {
                 outcome: &settlement.outcome,
             });
         }
-        plan.parks = batch.parks.iter().map(|park| (park, mark(&held, park))).collect();
+        plan.parks = &batch.parks;
         for (handler, gone) in &plan.gone {
             let finished = held.finished_ranges(*handler, gone);
             if !finished.is_empty() {
@@ -133,9 +133,11 @@ impl<'b> Plan<'b> {
                 call.arg(ids::text(*first));
             }
         }
-        for (park, mark) in &self.parks {
+        for park in self.parks {
             call.arg("P").arg(park.partition.handler.get() + 1).arg(park.partition.number).arg(&*park.key);
-            call.arg(ids::fixed(*mark)).arg(park.claimed.len() + 1).arg(ids::text(park.from));
+            call.arg(ids::fixed(ids::before(park.from)))
+                .arg(park.claimed.len() + 1)
+                .arg(ids::text(park.from));
             for id in &park.claimed {
                 call.arg(ids::text(*id));
             }
@@ -167,11 +169,11 @@ impl<'b> Plan<'b> {
             for (handler, ranges) in &self.finished {
                 held.forget_ranges(*handler, ranges);
             }
-            for (park, mark) in &self.parks {
+            for park in self.parks {
                 for id in &park.claimed {
                     held.remove(park.partition, *id);
                 }
-                held.set_mark(park.partition, park.key.clone(), Some(*mark));
+                held.parked(park.partition, park.key.clone(), ids::before(park.from));
             }
         }
         if returned.is_empty() {
@@ -232,12 +234,6 @@ fn leaves(outcome: &Outcome) -> bool {
         Outcome::Retry { keeps_place, .. } | Outcome::Snooze { keeps_place, .. } => !keeps_place,
         Outcome::Start { .. } => false,
     }
-}
-
-/// Up to where a lane is handed out once it is parked from there on.
-fn mark(held: &Held, park: &Park) -> DeliveryId {
-    let before = ids::before(park.from);
-    held.mark(park.partition, &park.key).map_or(before, |mark| mark.min(before))
 }
 
 /// Puts entries that cannot be deliveries aside, to the dead letters.

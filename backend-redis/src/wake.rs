@@ -35,13 +35,14 @@ async fn listen_once(worker: &Worker) -> redis::RedisResult<()> {
     let connected = tokio::time::timeout(shared.config.command_timeout, connecting).await;
     let mut listener = connected.map_err(|_| timed_out())??;
     // Something may have been said while nobody listened.
-    worker.work.notify_one();
+    worker.hear_everything();
     worker.moves.notify_one();
     let mut messages = listener.on_message();
     while let Some(message) = messages.next().await {
-        match message.get_payload_bytes() {
-            b"L" => worker.moves.notify_one(),
-            _ => worker.work.notify_one(),
+        match std::str::from_utf8(message.get_payload_bytes()) {
+            Ok("L") => worker.moves.notify_one(),
+            Ok(text) => worker.hear(text.strip_prefix('W').unwrap_or_default()),
+            Err(_) => worker.hear_everything(),
         }
     }
     Ok(())

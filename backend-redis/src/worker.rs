@@ -50,6 +50,8 @@ pub(crate) struct Owned {
     pub(crate) returned: BTreeMap<DeliveryId, Arc<str>>,
     /// Another worker shall have it.
     pub(crate) is_revoked: bool,
+    /// There may be something new in it.
+    pub(crate) has_news: bool,
 }
 
 impl Worker {
@@ -79,6 +81,30 @@ impl Worker {
 
     pub(crate) fn slots(&self) -> MutexGuard<'_, HashMap<SlotId, Owned>> {
         locked(&self.slots)
+    }
+
+    /// There is something new: free deliveries, and what lies in the slots of `hints` (`handler slot handler slot …`).
+    pub(crate) fn hear(&self, hints: &str) {
+        let mut words = hints.split_ascii_whitespace();
+        {
+            let mut slots = self.slots();
+            while let (Some(name), Some(number)) = (words.next(), words.next()) {
+                let index =
+                    self.indices().find(|(_, handler)| &*handler.name == name).map(|(index, _)| index);
+                if let (Some(index), Ok(number)) = (index, number.parse())
+                    && let Some(owned) = slots.get_mut(&(index, number))
+                {
+                    owned.has_news = true;
+                }
+            }
+        }
+        self.work.notify_one();
+    }
+
+    /// There may be something new anywhere.
+    pub(crate) fn hear_everything(&self) {
+        self.slots().values_mut().for_each(|owned| owned.has_news = true);
+        self.work.notify_one();
     }
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {

@@ -3,7 +3,7 @@
 --   get a place, how many handlers, their names; then what is asked for, one after the other:
 --   V handler, n, n starts of ranges: what this worker holds of the free deliveries in other ranges than these (an answer
 --     was lost);
---   R handler, slot, key, after, limit: parked deliveries of a lane behind `after` (in the form that sorts; or empty);
+--   R handler, slot, key, after, limit: parked deliveries of a lane behind `after` (in the form that sorts);
 --   X handler, slot, key, id: one delivery again that was given back;
 --   S handler, limit, after, slots and their cursors (n pairs, preceded by n): new deliveries of slots, at most limit in
 --     all and about as many of each;
@@ -26,31 +26,38 @@ if call('HGET', base .. ':meta', 'run') ~= ARGV[2] then return {'WAIT'} end
 -- Entries are read in parts: a thousand of the largest events at once would take a gigabyte.
 local PART = 128
 local bytes_left = tonumber(ARGV[4])
-local handlers = {}
+local names, handlers = {}, {}
 local at = 7
-for _ = 1, tonumber(ARGV[6]) do
-  handlers[#handlers + 1] = handler_key(ARGV[at])
+for position = 1, tonumber(ARGV[6]) do
+  names[position] = ARGV[at]
+  handlers[position] = handler_key(ARGV[at])
   at = at + 1
 end
 
 -- Gives what is due its place.
 local next_due, has_more_due = -1, 0
 local now = now_ms()
-for _, h in ipairs(handlers) do
+for position, h in ipairs(handlers) do
   local z = h .. ':z'
   local first = call('ZRANGE', z, 0, 0, 'WITHSCORES')
   if first[1] and tonumber(first[2]) <= now then
     local due = call('ZRANGE', z, '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[5])
+    local hints, news = {}, {}
     for _, member in ipairs(due) do
       local waiting = cmsgpack.unpack(string.sub(member, 17))
-      local id = enter(h, waiting[1], waiting[2], waiting[6])
+      local slot = waiting[1]
+      local id = enter(h, slot, waiting[2], waiting[6])
+      if slot ~= 'f' and not news[slot] then
+        news[slot] = true
+        hints[#hints + 1] = names[position] .. ' ' .. slot
+      end
       if waiting[3] > 0 or waiting[4] > 0 or waiting[5] ~= '' then
         local state = state_text(waiting[3], waiting[4], 0, 0, 0, waiting[5])
-        call('HSET', state_key(h, waiting[1]), id, state)
+        call('HSET', state_key(h, slot), id, state)
       end
     end
     call('ZREM', z, unpack(due))
-    wake('W')
+    wake(hints)
     first = call('ZRANGE', z, 0, 0, 'WITHSCORES')
   end
   if first[1] then
@@ -120,7 +127,7 @@ function questions.R()
   local lane, lanes = lane_key(h, slot, key), h .. ':k' .. slot
   local found = {''}
   if call('HEXISTS', lanes, key) == 0 then return found end
-  local from = after == '' and '-' or '(' .. after .. '!'
+  local from = '(' .. after .. '!'
   local last
   for _, member in ipairs(call('ZRANGEBYLEX', lane, from, '+', 'LIMIT', 0, limit)) do
     if bytes_left <= 0 then break end

@@ -47,5 +47,5 @@ for name in string.gmatch(info, '%S+') do
   end
 end
 for _, hash in ipairs({'w', 'wi', 't', 'c'}) do call('HDEL', base .. ':' .. hash, worker) end
-wake('L')
+wake_keepers()
 return {'OK'}

@@ -20,5 +20,5 @@ for _, dead in ipairs(ARGV) do
     count = count + 1
   end
 end
-if count > 0 then wake('W') end
+if count > 0 then wake({}) end
 return count

@@ -7,5 +7,5 @@ if meta[1] ~= ARGV[3] or meta[2] ~= ARGV[4] then return meta end
 call('HSET', base .. ':w', ARGV[1], 0)
 call('HSET', base .. ':wi', ARGV[1], ARGV[2])
 for position = 5, #ARGV do call('SADD', base .. ':handlers', ARGV[position]) end
-wake('L')
+wake_keepers()
 return meta

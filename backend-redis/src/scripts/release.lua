@@ -6,6 +6,6 @@ if call('HEXISTS', base .. ':w', ARGV[1]) == 0 then return {'FENCED'} end
 local h = handler_key(ARGV[2])
 if call('HGET', h, 'o' .. ARGV[3]) == ARGV[1] and call('HGET', h, 'e' .. ARGV[3]) == ARGV[4] then
   call('HDEL', h, 'o' .. ARGV[3])
-  wake('L')
+  wake_keepers()
 end
 return {'OK'}

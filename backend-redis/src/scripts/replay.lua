@@ -4,6 +4,7 @@
 -- Guarantees: *atomic*: each is either dead or a delivery. One that holds its key comes back in its old place, with all
 --   attempts before it; the others join the end of their lines.
 local count = 0
+local hints = {}
 for _, dead in ipairs(ARGV) do
   local entry = call('XRANGE', base .. ':dead', dead, dead)[1]
   if entry then
@@ -30,8 +31,9 @@ for _, dead in ipairs(ARGV) do
     end
     call('XDEL', base .. ':dead', dead)
     if call('HINCRBY', base .. ':deadn', of.h, -1) <= 0 then call('HDEL', base .. ':deadn', of.h) end
+    if of.s ~= 'f' then hints[#hints + 1] = of.h .. ' ' .. of.s end
     count = count + 1
   end
 end
-if count > 0 then wake('W') end
+if count > 0 then wake(hints) end
 return count

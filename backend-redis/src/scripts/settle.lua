@@ -156,7 +156,10 @@ function outcomes.P()
       end
     end
   end)
-  if call('EXISTS', lane) == 1 then call('HSET', h .. ':k' .. slot, key, mark) end
+  if call('EXISTS', lane) == 1 then
+    local handed = call('HGET', h .. ':k' .. slot, key)
+    if not handed or handed > mark then call('HSET', h .. ':k' .. slot, key, mark) end
+  end
 end
 
 while ARGV[at] do
@@ -165,5 +168,5 @@ while ARGV[at] do
   outcome()
 end
 if has_number then call('HSET', base .. ':t', me, ARGV[2]) end
-if has_news then wake('W') end
+if has_news then wake({}) end
 return {'OK'}

@@ -99,6 +99,12 @@ local function charge(states, id)
   call('HSET', states, id, state_text(failures, crashes + 1, 0, due, 0, errors))
 end
 
-local function wake(what)
-  call('PUBLISH', base .. ':wake', what)
+-- Tells workers that there is something new: free deliveries, and what lies in these slots ("handler slot").
+local function wake(hints)
+  call('PUBLISH', base .. ':wake', 'W ' .. table.concat(hints, ' '))
+end
+
+-- Tells workers that somebody came, went or gave something back.
+local function wake_keepers()
+  call('PUBLISH', base .. ':wake', 'L')
 end
