@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use event_bus_core::{Error, ErrorKind};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, Value};
+use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, RedisError, TlsCertificates, Value};
+use rustls::crypto::CryptoProvider;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::config::RedisConfig;
@@ -37,9 +38,30 @@ struct Live {
 
 /// What connections are made with.
 pub(crate) fn client(config: &RedisConfig) -> Result<Client, Error> {
+    let invalid = |text: String| error(ErrorKind::InvalidConfiguration, "connect", text);
+    let connection = config.connection.clone();
     // The source could show the address with its password.
-    Client::open(config.connection.clone())
-        .map_err(|failure| error(ErrorKind::InvalidConfiguration, "connect", failure.category()))
+    let failed = |failure: RedisError| invalid(failure.category().to_owned());
+    if !matches!(connection.addr(), ConnectionAddr::TcpTls { .. }) {
+        return match &config.ca_file {
+            Some(_) => Err(invalid("ca_file is set, and the url does not begin with rediss:".to_owned())),
+            None => Client::open(connection).map_err(failed),
+        };
+    }
+    // Whoever has chosen for the whole process keeps that; without a choice rustls would panic as soon as some other crate
+    // brings another one along.
+    if CryptoProvider::get_default().is_none() {
+        // It fails only when somebody chose at this very moment.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    let root_cert =
+        match &config.ca_file {
+            None => None,
+            Some(path) => Some(std::fs::read(path).map_err(|failure| {
+                invalid(format!("ca_file {} cannot be read: {failure}", path.display()))
+            })?),
+        };
+    Client::build_with_tls(connection, TlsCertificates { client_tls: None, root_cert }).map_err(failed)
 }
 
 impl Link {
