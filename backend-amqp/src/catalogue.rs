@@ -64,9 +64,9 @@ impl Catalogue {
             )
         } else if self.partitions != own.partitions {
             format!(
-                "the bus {:?} was created with partitions={}, this process says {}; say {0} as well, or drain the bus and \
+                "the bus {:?} was created with partitions={}, this process says {}; say what it was created with, or drain the bus and \
                  use another namespace: a key that changed its queue would lose its order",
-                self.partitions, own.partitions, &*config.namespace
+                &*config.namespace, self.partitions, own.partitions
             )
         } else if self.routing != own.routing {
             format!(

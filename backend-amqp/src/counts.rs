@@ -179,7 +179,7 @@ impl<'s> Asker<'s> {
         let shared = self.shared;
         let letter = shared.post.note(&shared.names.presence(), "", format!("count/{question}"), body);
         let deadline = Instant::now() + patience;
-        if shared.notes.send(OPERATION, vec![letter], deadline).await.is_err() {
+        if shared.notes.send(OPERATION, [letter].into(), deadline).await.is_err() {
             return Ok(None);
         }
         let mut open = served.clone();

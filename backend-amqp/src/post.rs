@@ -123,8 +123,8 @@ pub(crate) async fn deliver(
     handlers: &[Arc<str>],
     deadline: Instant,
 ) -> Result<(), Undelivered> {
-    let kept = letters.clone();
-    let lost = match publisher.send(operation, letters, deadline).await {
+    let letters: Arc<[Letter]> = letters.into();
+    let lost = match publisher.send(operation, letters.clone(), deadline).await {
         Ok(()) => return Ok(()),
         Err(Unsent::Failed(error)) => return Err(Undelivered { lost: None, error }),
         Err(Unsent::Unroutable(lost)) => lost,
@@ -133,19 +133,19 @@ pub(crate) async fn deliver(
     if let Err(error) = administration.ensure(operation, handlers.to_vec(), true).await {
         return Err(Undelivered { lost: Some(lost), error });
     }
-    let again: Vec<_> = lost.iter().filter_map(|position| kept.get(*position).cloned()).collect();
+    let again: Arc<[Letter]> = lost.iter().filter_map(|position| letters.get(*position).cloned()).collect();
     match publisher.send(operation, again, deadline).await {
         Ok(()) => Ok(()),
         Err(Unsent::Failed(error)) => Err(Undelivered { lost: Some(lost), error }),
         Err(Unsent::Unroutable(still)) => {
             let lost: Vec<_> = still.iter().filter_map(|position| lost.get(*position).copied()).collect();
             let example =
-                lost.first().and_then(|position| kept.get(*position)).map_or("", |letter| &letter.key);
+                lost.first().and_then(|position| letters.get(*position)).map_or("", |letter| &letter.key);
             let message = format!(
                 "{} of {} messages reached no queue (routing key {example:?}), though all queues were declared anew; look \
                  for somebody who deletes queues or bindings",
                 lost.len(),
-                kept.len()
+                letters.len()
             );
             Err(Undelivered { lost: Some(lost), error: error(ErrorKind::Unavailable, operation, message) })
         }

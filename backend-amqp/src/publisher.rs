@@ -1,20 +1,26 @@
 //! Sends messages and learns what became of each.
 //!
-//! One task owns each publishing channel. It takes what waits, up to a window, sends it, and answers only when *every*
-//! confirmation of the window is in: the driver hangs a returned (unroutable) message on whichever confirmation completes
-//! next, so only the whole window tells by their ids which ones came back. Confirmed and not returned is stored.
+//! One task owns each publishing channel: two tasks on one channel could swap their confirmations. It keeps up to a window
+//! of messages under way, and answers a call when all of its messages are confirmed.
+//!
+//! Confirmed is not stored: an unroutable message is returned first, and confirmed then. The driver hangs what was returned
+//! on whichever confirmation completes next, its own or not, so messages are told apart by their ids alone, and in this
+//! order: all confirmations that have come are taken in before any is believed; and once one of them carries a returned
+//! message, nothing is sent or believed until everything under way has its confirmation. (A confirmation that carries nothing
+//! came when nothing returned was left to hang on, so what was returned before it hangs on an earlier one.)
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use event_bus_core::{Error, ErrorKind, Result};
-use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -53,11 +59,11 @@ pub(crate) enum Unsent {
 }
 
 struct Call {
-    letters: Vec<Letter>,
+    letters: Arc<[Letter]>,
     operation: &'static str,
     deadline: Instant,
-    /// Told when the first letter was sent: from then on the outcome is unknown until it is confirmed.
-    sent: Arc<Mutex<bool>>,
+    /// Whether the first letter was sent: from then on the outcome is unknown until it is confirmed.
+    is_sent: Arc<AtomicBool>,
     reply: oneshot::Sender<Result<(), Unsent>>,
 }
 
@@ -86,15 +92,15 @@ impl Publisher {
     pub(crate) async fn send(
         &self,
         operation: &'static str,
-        letters: Vec<Letter>,
+        letters: Arc<[Letter]>,
         deadline: Instant,
     ) -> Result<(), Unsent> {
         if letters.is_empty() {
             return Ok(());
         }
         let (reply, answer) = oneshot::channel();
-        let sent = Arc::new(Mutex::new(false));
-        let call = Call { letters, operation, deadline, sent: sent.clone(), reply };
+        let is_sent = Arc::new(AtomicBool::new(false));
+        let call = Call { letters, operation, deadline, is_sent: is_sent.clone(), reply };
         let channel = self.channel();
         let exchange = async {
             // It fails only if its task died with the runtime; then the answer fails as well.
@@ -103,10 +109,15 @@ impl Publisher {
         };
         match tokio::time::timeout_at(deadline, exchange).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Unsent::Failed(out_of_time(operation, &sent, "the publishing task ended"))),
+            Ok(Err(_)) => Err(Unsent::Failed(out_of_time(operation, &is_sent, "the publishing task ended"))),
             Err(_) => {
-                let message = "the broker did not confirm in time; look for a memory or disk alarm";
-                Err(Unsent::Failed(out_of_time(operation, &sent, message)))
+                let message = match is_sent.load(Ordering::Relaxed) {
+                    true => "the broker did not confirm in time; look for a memory or disk alarm",
+                    false => {
+                        "the broker could not be reached in time, or is blocked by a memory or disk alarm"
+                    }
+                };
+                Err(Unsent::Failed(out_of_time(operation, &is_sent, message)))
             }
         }
     }
@@ -125,205 +136,347 @@ impl Publisher {
     }
 }
 
-fn out_of_time(operation: &'static str, sent: &Mutex<bool>, message: &str) -> Error {
-    let was_sent = *sent.lock().unwrap_or_else(PoisonError::into_inner);
-    let kind = if was_sent { ErrorKind::OutcomeUnknown } else { ErrorKind::Unavailable };
+fn out_of_time(operation: &'static str, is_sent: &AtomicBool, message: &str) -> Error {
+    let is_sent = is_sent.load(Ordering::Relaxed);
+    let kind = if is_sent { ErrorKind::OutcomeUnknown } else { ErrorKind::Unavailable };
     error(kind, operation, message)
-}
-
-/// What became of a letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Open,
-    Stored,
-    Unroutable,
-    Refused,
-}
-
-/// A letter of a window: whose it is.
-struct Slot {
-    call: usize,
-    letter: usize,
-    fate: Fate,
 }
 
 /// The task of one channel.
 async fn dispatch(link: Arc<Link>, mut calls: mpsc::Receiver<Call>) {
-    let mut channel: Option<Channel> = None;
-    while let Some(first) = calls.recv().await {
-        let mut count = first.letters.len();
-        let mut window = vec![first];
-        while count < WINDOW
+    let mut channel = PublishingChannel::new(link);
+    let mut is_open = true;
+    while is_open || !channel.is_idle() {
+        while channel.has_room()
             && let Ok(call) = calls.try_recv()
         {
-            count += call.letters.len();
-            window.push(call);
+            channel.accept(call);
         }
-        serve(&link, &mut channel, window).await;
+        channel.send().await;
+        tokio::select! {
+            biased;
+            confirmed = channel.under_way.next(), if !channel.under_way.is_empty() => {
+                if let Some(confirmed) = confirmed {
+                    channel.confirmed(confirmed);
+                }
+                // All that have come, before any is believed.
+                while let Some(Some(confirmed)) = channel.under_way.next().now_or_never() {
+                    channel.confirmed(confirmed);
+                }
+                channel.conclude().await;
+            }
+            // The broker could not be reached: once more, after the pause that has been made.
+            () = std::future::ready(()), if channel.under_way.is_empty() && !channel.waiting.is_empty() => {}
+            call = calls.recv(), if is_open && channel.has_room() => match call {
+                Some(call) => channel.accept(call),
+                None => is_open = false,
+            },
+        }
     }
 }
 
-/// Sends the calls of a window until each is answered or given up by its caller.
-async fn serve(link: &Link, channel: &mut Option<Channel>, window: Vec<Call>) {
-    let mut slots: Vec<Slot> = Vec::new();
-    for (number, call) in window.iter().enumerate() {
-        slots.extend((0..call.letters.len()).map(|letter| Slot { call: number, letter, fate: Fate::Open }));
-    }
-    let mut pause = FIRST_PAUSE;
-    let mut last_failure = None;
-    loop {
-        let is_given_up = |call: &Call| call.reply.is_closed() || Instant::now() >= call.deadline;
-        let given_up: Vec<_> = window.iter().map(is_given_up).collect();
-        let open: Vec<_> = (0..slots.len())
-            .filter(|slot| slots[*slot].fate == Fate::Open && !given_up[slots[*slot].call])
-            .collect();
-        if open.is_empty() {
-            break;
-        }
-        match ready_channel(link, channel, window[slots[open[0]].call].operation).await {
-            Ok(ready) => {
-                let mut failure = None;
-                for part in open.chunks(WINDOW) {
-                    if let Err(problem) = send_part(&ready, &window, &mut slots, part).await {
-                        failure = Some(problem);
-                        break;
-                    }
-                }
-                let Some(problem) = failure else { break };
-                tracing::debug!(error = %problem, "the publishing channel was lost, what is not confirmed is sent again");
-                last_failure = Some(translate("publish", &problem));
-                *channel = None;
-            }
-            Err(problem) => {
-                let is_final = !problem.is_transient();
-                last_failure = Some(problem);
-                *channel = None;
-                if is_final {
-                    break;
-                }
-            }
-        }
-        let latest = window.iter().filter(|call| !call.reply.is_closed()).map(|call| call.deadline).max();
-        let Some(latest) = latest else { break };
-        tokio::time::sleep_until(latest.min(Instant::now() + pause)).await;
-        pause = (pause * 2).min(MAX_PAUSE);
-    }
-    answer(window, &slots, last_failure);
+/// A letter on its way: of which call, which one, and when it was first sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Slip {
+    number: u64,
+    call: u64,
+    letter: usize,
 }
 
-fn answer(window: Vec<Call>, slots: &[Slot], failure: Option<Error>) {
-    let failure = failure.map(|failure| (failure.kind(), failure.message().to_owned()));
-    for (number, call) in window.into_iter().enumerate() {
-        let mine = || slots.iter().filter(|slot| slot.call == number);
-        let result = if mine().any(|slot| slot.fate == Fate::Refused) {
-            let message = "the broker refused a part of the call (a negative confirmation); a queue may be full by a policy";
-            Err(Unsent::Failed(error(ErrorKind::OutcomeUnknown, call.operation, message)))
-        } else if mine().any(|slot| slot.fate == Fate::Open) {
-            let was_sent = *call.sent.lock().unwrap_or_else(PoisonError::into_inner);
-            let (kind, message) = failure
-                .clone()
-                .unwrap_or((ErrorKind::Unavailable, "the broker did not confirm in time".into()));
-            let kind =
-                if was_sent && kind == ErrorKind::Unavailable { ErrorKind::OutcomeUnknown } else { kind };
-            Err(Unsent::Failed(error(kind, call.operation, message)))
-        } else {
-            let lost: Vec<_> =
-                mine().filter(|slot| slot.fate == Fate::Unroutable).map(|slot| slot.letter).collect();
-            if lost.is_empty() { Ok(()) } else { Err(Unsent::Unroutable(lost)) }
+type Confirmed = (Slip, lapin::Result<Confirmation>);
+
+/// A call that is not answered.
+struct Open {
+    call: Call,
+    /// Letters that are neither stored nor given up.
+    left: usize,
+    unroutable: Vec<usize>,
+    failure: Option<Error>,
+}
+
+struct PublishingChannel {
+    link: Arc<Link>,
+    channel: Option<Channel>,
+    open: HashMap<u64, Open>,
+    next: u64,
+    /// To be sent, in this order.
+    waiting: VecDeque<Slip>,
+    under_way: FuturesUnordered<BoxFuture<'static, Confirmed>>,
+    /// Confirmed, and not yet believed.
+    confirmed: Vec<Slip>,
+    /// Under way when the channel was lost: perhaps stored. Sent again in order: their queues see a rewind, no inversion.
+    again: Vec<Slip>,
+    /// What came back, while there is something under way on whose confirmation more may hang.
+    returned: HashSet<lapin::types::ShortString>,
+    failure: Option<Error>,
+    pause: Duration,
+}
+
+impl PublishingChannel {
+    fn new(link: Arc<Link>) -> Self {
+        Self {
+            link,
+            channel: None,
+            open: HashMap::new(),
+            next: 0,
+            waiting: VecDeque::new(),
+            under_way: FuturesUnordered::new(),
+            confirmed: Vec::new(),
+            again: Vec::new(),
+            returned: HashSet::new(),
+            failure: None,
+            pause: FIRST_PAUSE,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    fn has_room(&self) -> bool {
+        self.waiting.len() + self.under_way.len() < WINDOW
+    }
+
+    fn accept(&mut self, call: Call) {
+        let number = self.next;
+        let letters = call.letters.len();
+        for letter in 0..letters {
+            self.waiting.push_back(Slip { number: self.next, call: number, letter });
+            self.next += 1;
+        }
+        self.open.insert(number, Open { call, left: letters, unroutable: Vec::new(), failure: None });
+    }
+
+    /// Sends what waits, as far as the window allows.
+    async fn send(&mut self) {
+        // Until all that came back is known, and everything of a lost channel, nothing more is sent.
+        if self.waiting.is_empty() || !self.returned.is_empty() || !self.again.is_empty() {
+            return;
+        }
+        self.give_up_the_late();
+        let Some(first) = self.waiting.front() else { return };
+        let operation = self.open.get(&first.call).map_or("publish", |open| open.call.operation);
+        let channel = match self.ready(operation).await {
+            Ok(channel) => channel,
+            Err(failure) if failure.is_transient() => {
+                self.failure = Some(failure);
+                self.rest().await;
+                return;
+            }
+            Err(failure) => {
+                let hopeless = std::mem::take(&mut self.waiting);
+                hopeless.into_iter().for_each(|slip| self.fail(slip, &failure));
+                return;
+            }
         };
-        // Nobody waits any more for a call that was given up.
+        while self.under_way.len() < WINDOW
+            && let Some(slip) = self.waiting.pop_front()
+        {
+            let Some(open) = self.open.get(&slip.call) else { continue };
+            open.call.is_sent.store(true, Ordering::Relaxed);
+            let (channel, letters) = (channel.clone(), open.call.letters.clone());
+            let mut sending = async move {
+                let letter = &letters[slip.letter];
+                let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+                let publish = channel.basic_publish(
+                    short(&*letter.exchange),
+                    short(&*letter.key),
+                    options,
+                    &letter.payload,
+                    letter.properties.clone(),
+                );
+                let confirmation = match publish.await {
+                    Ok(confirm) => confirm.await,
+                    Err(failure) => Err(failure),
+                };
+                (slip, confirmation)
+            }
+            .boxed();
+            // The first poll puts the frames into the driver's queue: in this order, which is the order in the broker.
+            match (&mut sending).now_or_never() {
+                Some(confirmed) => self.confirmed(confirmed),
+                None => self.under_way.push(sending),
+            }
+        }
+        if self.under_way.is_empty() {
+            self.conclude().await;
+        }
+    }
+
+    /// Those whose callers wait no more.
+    fn give_up_the_late(&mut self) {
+        let now = Instant::now();
+        let is_late = |open: &Open| open.call.deadline <= now || open.call.reply.is_closed();
+        let late: HashSet<_> =
+            self.open.iter().filter(|(_, open)| is_late(open)).map(|(call, _)| *call).collect();
+        if late.is_empty() {
+            return;
+        }
+        let why = self.failure.as_ref().map_or("the broker did not confirm in time", Error::message);
+        let failure = error(ErrorKind::Unavailable, "publish", why);
+        let (given_up, kept) =
+            self.waiting.drain(..).partition::<VecDeque<_>, _>(|slip| late.contains(&slip.call));
+        self.waiting = kept;
+        given_up.into_iter().for_each(|slip| self.fail(slip, &failure));
+    }
+
+    async fn ready(&mut self, operation: &'static str) -> Result<Channel> {
+        if let Some(living) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
+            return Ok(living.clone());
+        }
+        let opened = self.link.channel(operation).await?;
+        let select = opened.confirm_select(ConfirmSelectOptions::default()).await;
+        select.map_err(|failure| translate(operation, &failure))?;
+        self.channel = Some(opened.clone());
+        Ok(opened)
+    }
+
+    async fn rest(&mut self) {
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(MAX_PAUSE);
+    }
+
+    fn confirmed(&mut self, (slip, confirmation): Confirmed) {
+        let message = match confirmation {
+            Ok(Confirmation::Ack(message)) => {
+                self.confirmed.push(slip);
+                message
+            }
+            Ok(Confirmation::Nack(message)) => {
+                let text = "the broker refused a part of the call (a negative confirmation); a queue may be full by a policy";
+                self.fail(slip, &error(ErrorKind::OutcomeUnknown, "publish", text));
+                message
+            }
+            Ok(Confirmation::NotRequested) => {
+                self.again.push(slip);
+                None
+            }
+            Err(failure) => {
+                self.failure = Some(translate("publish", &failure));
+                self.again.push(slip);
+                None
+            }
+        };
+        if let Some(id) = message.and_then(|message| message.delivery.properties.message_id().clone()) {
+            self.returned.insert(id);
+        }
+    }
+
+    /// Believes what can be believed.
+    async fn conclude(&mut self) {
+        if !self.under_way.is_empty() && (!self.returned.is_empty() || !self.again.is_empty()) {
+            return;
+        }
+        let returned = std::mem::take(&mut self.returned);
+        for slip in std::mem::take(&mut self.confirmed) {
+            let Some(open) = self.open.get_mut(&slip.call) else { continue };
+            let is_returned = !returned.is_empty()
+                && open.call.letters.get(slip.letter).is_some_and(|letter| returned.contains(&*letter.id));
+            if is_returned {
+                open.unroutable.push(slip.letter);
+            }
+            self.end(slip);
+            self.pause = FIRST_PAUSE;
+        }
+        if self.again.is_empty() {
+            return;
+        }
+        tracing::debug!(
+            letters = self.again.len(),
+            "the publishing channel was lost, what is not confirmed is sent again"
+        );
+        self.channel = None;
+        self.again.sort_unstable();
+        for slip in std::mem::take(&mut self.again).into_iter().rev() {
+            self.waiting.push_front(slip);
+        }
+        self.rest().await;
+    }
+
+    fn fail(&mut self, slip: Slip, failure: &Error) {
+        if let Some(open) = self.open.get_mut(&slip.call) {
+            // What was sent and not confirmed may be stored.
+            let is_unknown =
+                open.call.is_sent.load(Ordering::Relaxed) && failure.kind() == ErrorKind::Unavailable;
+            let kind = if is_unknown { ErrorKind::OutcomeUnknown } else { failure.kind() };
+            open.failure = Some(error(kind, open.call.operation, failure.message()));
+        }
+        self.end(slip);
+    }
+
+    /// Nothing more will become of a letter. The last one of a call answers it.
+    fn end(&mut self, slip: Slip) {
+        let Some(open) = self.open.get_mut(&slip.call) else { return };
+        open.left -= 1;
+        if open.left > 0 {
+            return;
+        }
+        let Some(Open { call, mut unroutable, failure, .. }) = self.open.remove(&slip.call) else { return };
+        unroutable.sort_unstable();
+        let result = match failure {
+            Some(failure) => Err(Unsent::Failed(failure)),
+            None if unroutable.is_empty() => Ok(()),
+            None => Err(Unsent::Unroutable(unroutable)),
+        };
+        // Its caller may have given it up.
         let _ = call.reply.send(result);
     }
 }
 
-async fn ready_channel(
-    link: &Link,
-    channel: &mut Option<Channel>,
-    operation: &'static str,
-) -> Result<Channel> {
-    if let Some(living) = channel.as_ref().filter(|channel| channel.status().connected()) {
-        return Ok(living.clone());
-    }
-    let opened = link.channel(operation).await?;
-    opened
-        .confirm_select(ConfirmSelectOptions::default())
-        .await
-        .map_err(|failure| translate(operation, &failure))?;
-    *channel = Some(opened.clone());
-    Ok(opened)
-}
+#[cfg(test)]
+mod tests {
+    use event_bus_conformance::servers;
+    use lapin::options::QueueDeclareOptions;
+    use lapin::types::FieldTable;
 
-/// A publish under way: first its frames go out, then its confirmation comes.
-enum Sending<'a> {
-    Frames(BoxFuture<'a, lapin::Result<PublisherConfirm>>),
-    Confirmed(PublisherConfirm),
-    Failed(lapin::Error),
-}
+    use super::*;
+    use crate::config::AmqpConfig;
+    use crate::topology::look;
 
-/// Sends a part of the window and waits for all of its confirmations. An error says that the channel is lost; what is still
-/// open then was perhaps stored, and is sent again in order: its queue sees a rewind, never an inversion.
-async fn send_part(
-    channel: &Channel,
-    window: &[Call],
-    slots: &mut [Slot],
-    part: &[usize],
-) -> Result<(), lapin::Error> {
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let mut sending = Vec::with_capacity(part.len());
-    for slot in part {
-        let call = &window[slots[*slot].call];
-        let letter = &call.letters[slots[*slot].letter];
-        *call.sent.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        let publish = channel.basic_publish(
-            short(&*letter.exchange),
-            short(&*letter.key),
-            options,
-            &letter.payload,
-            letter.properties.clone(),
-        );
-        // The first poll puts the frames into the driver's queue: in this order, which is the order in the broker.
-        let mut publish = publish.boxed();
-        sending.push(match (&mut publish).now_or_never() {
-            None => Sending::Frames(publish),
-            Some(Ok(confirm)) => Sending::Confirmed(confirm),
-            Some(Err(failure)) => Sending::Failed(failure),
-        });
+    fn letter(number: usize, task: usize) -> Letter {
+        // Two of three have nowhere to go, in no pattern that lines up with anything.
+        let key = if (number * 7 + task) % 3 == 0 { "somewhere" } else { "nowhere" };
+        let id = format!("{task}/{number}");
+        let properties = BasicProperties::default().with_message_id(short(&*id));
+        Letter { exchange: "".into(), key: key.to_owned(), id, payload: Bytes::from_static(b"x"), properties }
     }
-    let confirmations = join_all(sending.into_iter().map(|sending| async {
-        match sending {
-            Sending::Frames(publish) => publish.await?.await,
-            Sending::Confirmed(confirm) => confirm.await,
-            Sending::Failed(failure) => Err(failure),
+
+    /// The driver hangs what comes back on other messages' confirmations; nobody is told a wrong outcome for that.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_comes_back_is_told_apart_however_many_are_under_way() {
+        let vhost = servers::rabbitmq().await.vhost().await;
+        let link = Arc::new(Link::new(Arc::new(AmqpConfig::from_url(vhost.url()).unwrap()), "test"));
+        let channel = link.channel("test").await.unwrap();
+        let options = QueueDeclareOptions::default();
+        channel.queue_declare(short("somewhere"), options, FieldTable::default()).await.unwrap();
+        let publisher = Arc::new(Publisher::new(link, 2));
+        let mut tasks = Vec::new();
+        for task in 0..12 {
+            let publisher = publisher.clone();
+            tasks.push(tokio::spawn(async move {
+                let mut stored = 0;
+                let mut number = 0;
+                while number < 600 {
+                    let size = 1 + (number + task) % 5;
+                    let letters: Vec<_> = (number..number + size).map(|number| letter(number, task)).collect();
+                    number += size;
+                    let lost: Vec<_> = (0..size).filter(|at| letters[*at].key == "nowhere").collect();
+                    stored += size - lost.len();
+                    let deadline = Instant::now() + Duration::from_secs(60);
+                    match publisher.send("test", letters.into(), deadline).await {
+                        Ok(()) => assert!(lost.is_empty(), "{lost:?} came back and were called stored"),
+                        Err(Unsent::Unroutable(told)) => assert_eq!(told, lost),
+                        Err(Unsent::Failed(failure)) => panic!("{failure}"),
+                    }
+                }
+                stored
+            }));
         }
-    }))
-    .await;
-    let mut failure = None;
-    let mut returned = HashSet::new();
-    for (slot, confirmation) in part.iter().zip(confirmations) {
-        let (fate, message) = match confirmation {
-            Ok(Confirmation::Ack(message)) => (Fate::Stored, message),
-            Ok(Confirmation::Nack(message)) => (Fate::Refused, message),
-            Ok(Confirmation::NotRequested) => (Fate::Open, None),
-            Err(problem) => {
-                failure = Some(problem);
-                (Fate::Open, None)
-            }
-        };
-        slots[*slot].fate = fate;
-        if let Some(id) = message.and_then(|message| message.delivery.properties.message_id().clone()) {
-            returned.insert(id);
+        let mut stored = 0;
+        for task in tasks {
+            stored += task.await.unwrap();
         }
-    }
-    if !returned.is_empty() {
-        for slot in part {
-            let slot = &mut slots[*slot];
-            if returned.contains(&*window[slot.call].letters[slot.letter].id) && slot.fate == Fate::Stored {
-                slot.fate = Fate::Unroutable;
-            }
-        }
-    }
-    match failure {
-        Some(failure) => Err(failure),
-        None => Ok(()),
+        let (messages, _) = look(&channel, "somewhere").await.unwrap();
+        assert_eq!(messages as usize, stored);
     }
 }

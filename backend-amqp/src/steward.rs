@@ -488,7 +488,7 @@ async fn said(core: &Core, word: &Word) {
     let id = format!("word/{}", Uuid::from_u128(u128::from(fastrand::u64(..))));
     let letter = shared.post.note(&shared.names.presence(), "", id, body);
     let deadline = Instant::now() + shared.config.request_timeout;
-    if let Err(unsent) = shared.notes.send("wait", vec![letter], deadline).await {
+    if let Err(unsent) = shared.notes.send("wait", [letter].into(), deadline).await {
         tracing::debug!(?unsent, "a word to the other workers was not sent");
     }
 }
@@ -525,7 +525,7 @@ async fn count(core: Arc<Core>, question: u64, reply_to: String) {
     let id = format!("count/{question}/{}", core.worker.incarnation);
     let letter = core.shared.post.note("", &reply_to, id, body);
     let deadline = Instant::now() + core.shared.config.request_timeout;
-    if let Err(unsent) = core.shared.notes.send("wait", vec![letter], deadline).await {
+    if let Err(unsent) = core.shared.notes.send("wait", [letter].into(), deadline).await {
         tracing::debug!(?unsent, "who asked for a count has gone");
     }
 }

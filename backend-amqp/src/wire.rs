@@ -74,9 +74,13 @@ pub(crate) fn properties(parcel: &Parcel, handler: &str, death: Option<&Death>) 
     let mut put = |name: &str, value: AMQPValue| {
         headers.insert(short(name), value);
     };
-    put(VERSION, number(u64::from(envelope.version)));
+    if envelope.version != 1 {
+        put(VERSION, number(u64::from(envelope.version)));
+    }
     put(PUBLISHED_AT, AMQPValue::LongLongInt(envelope.published_at.as_millis()));
-    put(POSITION, number(u64::from(parcel.position)));
+    if parcel.position > 0 {
+        put(POSITION, number(u64::from(parcel.position)));
+    }
     if let Some(key) = &envelope.key {
         put(KEY, text(key.as_bytes()));
     }

@@ -54,6 +54,8 @@ enum Backend {
     Postgres,
     /// A server of its own, append-only file each second.
     Redis,
+    /// RabbitMQ, quorum queues.
+    Amqp,
     /// Files, no server.
     Sqlite,
 }
@@ -155,6 +157,7 @@ async fn run(arguments: Arguments) -> Result<(), AnyError> {
             }
             Backend::Postgres => Box::new(targets::postgres::Postgres),
             Backend::Redis => Box::new(targets::redis::Redis),
+            Backend::Amqp => Box::new(targets::amqp::Amqp),
             Backend::Sqlite => Box::new(targets::sqlite::Sqlite { dir: dir.clone() }),
         };
         report.of(target.name());
