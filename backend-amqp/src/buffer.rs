@@ -5,7 +5,7 @@
 //! engine parks goes no further than this memory: it still counts against the queue's prefetch, but it takes no room in the
 //! engine's window, and so a stuck key keeps no other key from being claimed.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +63,50 @@ pub(crate) struct Line {
     waiting: BTreeMap<(Instant, u64), Waiting>,
     /// Messages that are being moved to another queue.
     moving: usize,
+    pub(crate) tags: Tags,
+}
+
+/// Which messages of a channel have been acknowledged: their tags count up from 1.
+#[derive(Debug, Default)]
+pub(crate) struct Tags {
+    /// All up to this one.
+    low: DeliveryTag,
+    /// And these above it.
+    done: BTreeSet<DeliveryTag>,
+}
+
+impl Tags {
+    /// The acknowledgements to send for these: one for all of which nothing before is open, and one for each of the others.
+    /// A queue is sent one command for each, and few commands are what it can take.
+    pub(crate) fn acknowledge(&mut self, mut tags: Vec<DeliveryTag>) -> Vec<(DeliveryTag, bool)> {
+        tags.sort_unstable();
+        let mut together = None;
+        let mut alone = Vec::new();
+        for tag in tags {
+            self.catch_up();
+            if tag == self.low + 1 {
+                self.low = tag;
+                together = Some((tag, true));
+            } else {
+                self.done.insert(tag);
+                alone.push((tag, false));
+            }
+        }
+        self.catch_up();
+        together.into_iter().chain(alone).collect()
+    }
+
+    /// Acknowledged by somebody else.
+    pub(crate) fn skip(&mut self, tag: DeliveryTag) {
+        self.done.insert(tag);
+        self.catch_up();
+    }
+
+    fn catch_up(&mut self) {
+        while self.done.remove(&(self.low + 1)) {
+            self.low += 1;
+        }
+    }
 }
 
 /// All lines of a session.
@@ -122,6 +166,7 @@ impl Buffer {
                     parked: HashMap::new(),
                     waiting: BTreeMap::new(),
                     moving: 0,
+                    tags: Tags::default(),
                 });
             }
         }
@@ -479,6 +524,7 @@ impl Buffer {
         line.parked.clear();
         line.waiting.clear();
         line.moving = 0;
+        line.tags = Tags::default();
         had_any
     }
 
@@ -552,4 +598,22 @@ fn either(one: ErrorLog, other: ErrorLog) -> ErrorLog {
 fn insert_in_order(line: &mut VecDeque<u128>, id: u128) {
     let position = line.partition_point(|other| *other < id);
     line.insert(position, id);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_nothing_open_before_it_is_acknowledged_together() {
+        let mut tags = Tags::default();
+        assert_eq!(tags.acknowledge(vec![3, 1, 2]), [(3, true)]);
+        assert_eq!(tags.acknowledge(vec![6, 8]), [(6, false), (8, false)]);
+        // 6 was acknowledged alone and must not be named again; it stands in nobody's way.
+        assert_eq!(tags.acknowledge(vec![4, 5, 7]), [(7, true)]);
+        tags.skip(9);
+        assert_eq!(tags.acknowledge(vec![10, 12]), [(10, true), (12, false)]);
+        assert_eq!(tags.acknowledge(vec![11]), [(11, true)]);
+        assert_eq!(tags.acknowledge(vec![13]), [(13, true)]);
+    }
 }

@@ -1,6 +1,6 @@
 //! What all parts of a session share.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use event_bus_core::backend::{HandlerSpec, Notice, WorkerSpec};
 use event_bus_core::{Error, ErrorKind};
 use futures_util::FutureExt as _;
 use lapin::options::BasicAckOptions;
+use lapin::types::DeliveryTag;
 use lapin::{Channel, Connection};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -238,13 +239,24 @@ impl Core {
 
     /// Acknowledges. Nobody waits for it: an acknowledgement that is lost with its channel repeats a delivery.
     pub(crate) fn acknowledge(&self, acks: &[Ack]) {
-        let state = self.state();
-        for ack in acks {
-            if let Some(Some(subscription)) = state.subscriptions.get(ack.line)
-                && state.buffer.is_current(ack.line, ack.subscription)
-            {
+        if acks.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut tags: BTreeMap<usize, Vec<DeliveryTag>> = BTreeMap::new();
+        for ack in acks.iter().filter(|ack| state.buffer.is_current(ack.line, ack.subscription)) {
+            tags.entry(ack.line).or_default().push(ack.tag);
+        }
+        for (line, tags) in tags {
+            let (Some(Some(subscription)), Some(line)) =
+                (state.subscriptions.get(line), state.buffer.line_mut(line))
+            else {
+                continue;
+            };
+            for (tag, multiple) in line.tags.acknowledge(tags) {
                 // The first poll puts the frame into the driver's queue, in this order.
-                let _ = subscription.channel.basic_ack(ack.tag, BasicAckOptions::default()).now_or_never();
+                let _ = subscription.channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never();
             }
         }
     }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use event_bus_core::{ErrorKind, Result, chain};
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::sync::mpsc;
@@ -14,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::buffer::Ack;
 use crate::core::{Command, Core, Subscription};
-use crate::error::{error, translate};
+use crate::error::{error, no_answer, translate};
 use crate::journal::Journal;
 use crate::link::{close_channel, within};
 use crate::topology::{PREFETCH, Place, short};
@@ -108,7 +110,7 @@ impl Task {
                         let _ = reply.send(());
                     }
                     Some(Command::Close(reply) | Command::CloseIfIdle(reply)) => {
-                        self.leave().await;
+                        self.leave(&mut consumer).await;
                         self.core.unsubscribed(self.line, self.subscription, false);
                         let _ = reply.send(());
                         break false;
@@ -156,10 +158,64 @@ impl Task {
         true
     }
 
-    async fn leave(&self) {
-        // An answer says that the acknowledgements have arrived; without one they are repeated.
+    /// Gives the queue back. A channel that is busy keeps acknowledgements back until its queue has taken the earlier ones,
+    /// and forgets them when it is closed: then they would be repeated. So something is done first that goes the queue's
+    /// whole way (its log), and then a question is asked here: the channel has heard by then that there is room, and let go
+    /// of what it kept.
+    async fn leave(&mut self, consumer: &mut Consumer) {
+        let queue = self.core.shared.names.queue(self.place, &self.handler);
+        let gone = match self.place {
+            Place::Free => self.hand_back(consumer).await,
+            // Another subscriber, who waits and goes: the queue does not change hands for that.
+            Place::Partition(_) | Place::Suspect => self.knock(&queue).await,
+        };
+        if let Err(failure) = gone {
+            tracing::debug!(error = chain(&failure), queue, "a queue was not given back in full peace");
+        }
+        // Without an answer some deliveries are repeated.
         let _ = self.ask().await;
         close_channel(&self.channel, self.core.shared.config.request_timeout).await;
+    }
+
+    async fn knock(&self, queue: &str) -> Result<()> {
+        let limit = self.core.shared.config.request_timeout;
+        let channel = within(limit, "release", self.core.connection.create_channel()).await?;
+        let options = BasicConsumeOptions::default();
+        let consume = channel.basic_consume(short(queue), short(""), options, FieldTable::default());
+        let waiting = within(limit, "release", consume).await?;
+        close_channel(&channel, limit).await;
+        drop(waiting);
+        Ok(())
+    }
+
+    /// Free deliveries that were not run are published anew: what the broker takes back from somebody counts as what that
+    /// one may have died of. They have no order, so their consumer can be cancelled first.
+    async fn hand_back(&mut self, consumer: &mut Consumer) -> Result<()> {
+        let limit = self.core.shared.config.request_timeout;
+        let cancel = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        within(limit, "release", cancel).await?;
+        self.barrier(consumer).await;
+        let leftovers = self.core.with(|buffer| buffer.leftovers(self.line, Instant::now()));
+        if leftovers.is_empty() {
+            return Ok(());
+        }
+        let letters = leftovers
+            .iter()
+            .map(|(_, parcel)| self.core.shared.post.delivery(parcel, &self.handler))
+            .collect();
+        match tokio::time::timeout(limit, self.core.deliver("release", letters)).await {
+            Ok(Ok(())) => {
+                let acks = leftovers.iter().map(|(tag, _)| Ack {
+                    line: self.line,
+                    subscription: self.subscription,
+                    tag: *tag,
+                });
+                self.core.acknowledge(&acks.collect::<Vec<_>>());
+                Ok(())
+            }
+            Ok(Err(undelivered)) => Err(undelivered.error),
+            Err(_) => Err(no_answer("release")),
+        }
     }
 
     /// Takes in a message and those that have come behind it. False if the channel is gone.
@@ -294,8 +350,16 @@ impl Task {
         let stored = self.core.deliver("claim", letter.into_iter().collect()).await;
         stored.map_err(|undelivered| undelivered.error)?;
         if let Some(old) = old {
-            let ack = self.channel.basic_ack(old.delivery.delivery_tag, BasicAckOptions::default());
+            let tag = old.delivery.delivery_tag;
+            let ack = self.channel.basic_ack(tag, BasicAckOptions::default());
             ack.await.map_err(|failure| translate("claim", &failure))?;
+            self.core.with(|buffer| {
+                if buffer.is_current(self.line, self.subscription)
+                    && let Some(line) = buffer.line_mut(self.line)
+                {
+                    line.tags.skip(tag);
+                }
+            });
         }
         if !self.channel.status().connected() {
             return Err(error(ErrorKind::LeaseLost, "claim", "the channel was lost"));

@@ -458,7 +458,8 @@ mod tests {
                 let mut number = 0;
                 while number < 600 {
                     let size = 1 + (number + task) % 5;
-                    let letters: Vec<_> = (number..number + size).map(|number| letter(number, task)).collect();
+                    let letters: Vec<_> =
+                        (number..number + size).map(|number| letter(number, task)).collect();
                     number += size;
                     let lost: Vec<_> = (0..size).filter(|at| letters[*at].key == "nowhere").collect();
                     stored += size - lost.len();

@@ -22,7 +22,7 @@ use crate::line;
 use crate::link::{self, close_connection};
 use crate::publisher::Letter;
 use crate::steward::{self, Steward};
-use crate::topology::{self, Place};
+use crate::topology;
 use crate::wire::{Death, Parcel};
 
 /// How long a queue that was given back is watched until the broker has taken everything back. Others can have it from
@@ -133,7 +133,6 @@ impl AmqpSession {
 
     /// Gives lines back in peace: what they hold goes to whoever comes next, at once and without suspicion.
     async fn give_back(&self, lines: &[usize]) {
-        let now = Instant::now();
         self.core.with(|buffer| {
             for line in lines {
                 if let Some(line) = buffer.line_mut(*line) {
@@ -141,25 +140,13 @@ impl AmqpSession {
                 }
             }
         });
-        let mut letters: Vec<_> = lines.iter().filter_map(|line| self.journal(*line, true)).collect();
-        let mut acks = Vec::new();
-        for line in lines {
-            let Some((handler, Place::Free)) = self.core.place(*line) else { continue };
-            // The broker would count these as taken back from somebody who may have died of them.
-            let (leftovers, subscription) = self.core.with(|buffer| {
-                (buffer.leftovers(*line, now), buffer.line(*line).map_or(0, |line| line.subscription))
-            });
-            for (tag, parcel) in leftovers {
-                letters.push(self.core.shared.post.delivery(&parcel, &handler));
-                acks.push(Ack { line: *line, subscription, tag });
-            }
-        }
+        let letters: Vec<_> = lines.iter().filter_map(|line| self.journal(*line, true)).collect();
         // Without it the end is an unclean one: nothing is lost, but what was held is under suspicion.
         let limit = self.core.shared.config.request_timeout;
         match tokio::time::timeout(limit, self.core.deliver("close", letters)).await {
-            Ok(Ok(())) => self.core.acknowledge(&acks),
+            Ok(Ok(())) => {}
             Ok(Err(undelivered)) => {
-                tracing::warn!(error = %undelivered.error, "a worker could not leave in peace")
+                tracing::warn!(error = %undelivered.error, "a worker could not leave in peace");
             }
             Err(_) => tracing::warn!("a worker could not leave in peace: the broker does not confirm"),
         }

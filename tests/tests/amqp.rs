@@ -558,3 +558,22 @@ async fn routed(server: &RabbitMq, exchange: &str, queues: &[String]) -> HashMap
     connection.close(200, "done".into()).await.unwrap();
     places
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_store_is_empty() {
+    let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_writer(std::io::stderr).try_init();
+    let vhost = vhost().await;
+    let seen = Arc::new(Seen::default());
+    let bus = bus(&format!("{}?partitions=16", vhost.url()), recorder(&seen, "one", Duration::ZERO)).await;
+    let events: Vec<_> = (0..1_000).map(|n| Numbered { number: n, key: None }).collect();
+    for _ in 0..10 {
+        bus.publish_all(&events).await.unwrap();
+    }
+    println!("published: {:?}", bus.counts().await.unwrap());
+    let worker = bus.start().await.unwrap();
+    seen.until_done(10_000).await;
+    println!("sessions {}", worker.stats().sessions_total);
+    stop(worker).await;
+    println!("runs {}", seen.runs().iter().filter(|run| run.is_done).count());
+    println!("left: {:?}", bus.counts().await.unwrap());
+}
