@@ -258,7 +258,8 @@ impl Watched {
             Sign::Bytes(wanted) => {
                 let before = self.count;
                 self.count += bytes.len() as u64;
-                (self.count >= *wanted).then(|| usize::try_from(wanted - before).unwrap_or(bytes.len()))
+                (self.count >= *wanted)
+                    .then(|| usize::try_from(wanted.saturating_sub(before)).unwrap_or(bytes.len()))
             }
             Sign::Contains(wanted) => {
                 // A sign may lie across two reads.

@@ -193,6 +193,22 @@ async fn a_trap_cuts_after_so_many_bytes() {
 }
 
 #[tokio::test]
+async fn of_two_traps_with_one_sign_each_springs_in_its_turn() {
+    let (server, mut told) = echo().await;
+    let proxy = Proxy::start(&server).await;
+    let one = proxy.trap(Direction::ToServer, Sign::Bytes(1), Then::Hold);
+    let two = proxy.trap(Direction::ToServer, Sign::Bytes(1), Then::Hold);
+    let mut stream = connect(&proxy).await;
+    stream.write_all(b"abc").await.unwrap();
+    one.sprung().await;
+    stream.write_all(b"def").await.unwrap();
+    two.sprung().await;
+    assert!(timeout(MOMENT, told.recv()).await.is_err());
+    proxy.release();
+    assert_eq!(told.recv().await.unwrap().unwrap().unwrap()[..3], *b"abc");
+}
+
+#[tokio::test]
 async fn a_trap_cuts_after_a_request_has_left() {
     let (server, mut told) = echo().await;
     let proxy = Proxy::start(&server).await;
