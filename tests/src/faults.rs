@@ -72,19 +72,15 @@ async fn run_one(medium: Medium, row: Row, options: &Options) -> Outcome {
     let (seed, lasts) = (options.seed, options.lasts);
     let task = tokio::spawn(async move {
         let mut scene = Scene::new(medium, seed, lasts).await;
-        let workers = (row.run)(&mut scene).await;
+        let Ok(workers) = tokio::time::timeout(PATIENCE + lasts, (row.run)(&mut scene)).await else {
+            return scene.stuck(PATIENCE).await;
+        };
         scene.finish(workers, &row).await
     });
-    let abort = task.abort_handle();
-    match tokio::time::timeout(PATIENCE + lasts, task).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(error)) => Outcome::broken(match error.try_into_panic() {
+    task.await.unwrap_or_else(|error| {
+        Outcome::broken(match error.try_into_panic() {
             Ok(panic) => crate::suite::text_of(&*panic),
             Err(error) => error.to_string(),
-        }),
-        Err(_) => {
-            abort.abort();
-            Outcome::broken(format!("still not through after {PATIENCE:?}: something is stuck"))
-        }
-    }
+        })
+    })
 }

@@ -111,6 +111,12 @@ impl Scene {
         records.iter().filter(|record| matches!(record.fact, Fact::RunStart { .. })).count()
     }
 
+    /// How many publish calls have returned Ok.
+    pub(super) fn published(&self) -> usize {
+        let records = self.fleet.history().records;
+        records.iter().filter(|record| matches!(record.fact, Fact::PublishOk { .. })).count()
+    }
+
     /// Waits until so many more runs have begun, wherever.
     pub(super) async fn until_more(&self, count: usize) {
         let wanted = self.begun() + count;
@@ -159,11 +165,27 @@ impl Scene {
         }
     }
 
+    /// Nothing goes on: what is left, and what happened last.
+    pub(super) async fn stuck(self, since: Duration) -> Outcome {
+        let counts = self.fleet.bus.counts().await;
+        let records = self.fleet.history().records;
+        let last: Vec<_> = records
+            .iter()
+            .filter(|record| !matches!(record.fact, Fact::SessionLost { .. }))
+            .rev()
+            .take(8)
+            .map(ToString::to_string)
+            .collect();
+        Outcome::broken(format!(
+            "still not through after {since:?}: {counts:?}; last came\n    {}",
+            last.join("\n    ")
+        ))
+    }
+
     /// Lets everything come to rest, ends the workers and holds the history against the promises.
     pub(super) async fn finish(self, workers: Vec<Node>, row: &Row) -> Outcome {
         if tokio::time::timeout(DRAIN, self.rest()).await.is_err() {
-            let counts = self.fleet.bus.counts().await;
-            return Outcome::broken(format!("the backlog did not drain in {DRAIN:?}: {counts:?}"));
+            return self.stuck(DRAIN).await;
         }
         for worker in workers {
             worker.stop().await;

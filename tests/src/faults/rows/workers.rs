@@ -189,6 +189,8 @@ async fn starved(scene: &mut Scene) -> Vec<Node> {
     let two = scene.worker().await;
     // Both of its threads stand; each of the workers may get such a delivery.
     scene.in_doubt(&[one.number, two.number], scene.rest()).await;
+    // A run that lost its right may still block, although another one has done the same in its place.
+    tokio::time::sleep(lasts).await;
     vec![one, two]
 }
 
