@@ -46,7 +46,8 @@ async fn killed_in_mid_run(scene: &mut Scene) -> Vec<Node> {
 }
 
 async fn killed_before_it_settled(scene: &mut Scene) -> Vec<Node> {
-    let notes = scene.notes(100, 8, Duration::from_millis(5));
+    // Enough that some are left whenever the store falls silent.
+    let notes = scene.notes(400, 8, Duration::from_millis(20));
     if !scene.medium.has_server() {
         let one = scene.worker().await;
         scene.fleet.publish(&notes).await;
