@@ -108,7 +108,7 @@ impl Sandbox for Sandboxed {
     fn url(&self) -> String {
         let direct = self.database.url();
         // A short handover delay, for cases that kill often.
-        let options = "handover_delay_ms=400";
+        let options = "handover_delay_ms=160";
         match (&self.bouncer, self.mode) {
             (Some(bouncer), _) => {
                 let direct = direct.replace(':', "%3A").replace('/', "%2F").replace('@', "%40");
