@@ -20,6 +20,8 @@ mod script;
 mod server;
 mod session;
 mod settle;
+#[cfg(test)]
+mod tests;
 mod wake;
 mod worker;
 

@@ -1,0 +1,139 @@
+//! What operators and networks do to a worker and to a publisher.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{Store, claim, envelope, publication, ready_and_waiting, settle, worker};
+use event_bus_core::ErrorKind;
+use event_bus_core::backend::{Backend, Notice, Outcome, Stored};
+
+#[tokio::test]
+async fn flushed_scripts_are_loaded_again() {
+    let store = Store::new().await;
+    let backend = store.backend();
+    let session = backend.open(&worker()).await.unwrap();
+    for round in 0..5 {
+        store.command::<()>(&["SCRIPT", "FLUSH"]).await;
+        backend.publish(publication([envelope(&round.to_string(), Some("k"))])).await.unwrap();
+        store.command::<()>(&["SCRIPT", "FLUSH"]).await;
+        let deliveries = claim(&session, 1).await;
+        store.command::<()>(&["SCRIPT", "FLUSH"]).await;
+        settle(&session, &deliveries, Outcome::Complete).await;
+    }
+    assert_eq!(ready_and_waiting(&backend).await, 0);
+    session.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn killed_connections_are_made_again_and_nothing_is_lost_or_doubled() {
+    let store = Store::new().await;
+    let backend = store.backend();
+    let session = backend.open(&worker()).await.unwrap();
+    let killing = async {
+        for _ in 0..20 {
+            store.command::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]).await;
+            store.command::<i64>(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+            tokio::time::sleep(std::time::Duration::from_millis(7)).await;
+        }
+    };
+    let publishing = async {
+        for number in 0..200 {
+            let key = format!("k{}", number % 5);
+            let stored = backend.publish(publication([envelope(&number.to_string(), Some(&key))])).await;
+            assert_eq!(stored.unwrap(), Stored::New);
+        }
+    };
+    let working = async {
+        let mut texts = Vec::new();
+        while texts.len() < 200 {
+            let deliveries = claim(&session, 1).await;
+            settle(&session, &deliveries, Outcome::Complete).await;
+            let text = |delivery: &event_bus_core::backend::Delivery| {
+                String::from_utf8(delivery.envelope.payload.to_vec()).unwrap().parse::<u32>().unwrap()
+            };
+            texts.extend(deliveries.iter().map(text));
+        }
+        texts
+    };
+    let ((), (), texts) = tokio::join!(killing, publishing, working);
+    for key in 0..5 {
+        let line: Vec<_> = texts.iter().filter(|number| **number % 5 == key).copied().collect();
+        assert_eq!(line, (0..40).map(|n| n * 5 + key).collect::<Vec<_>>());
+    }
+    assert_eq!(ready_and_waiting(&backend).await, 0);
+    session.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_of_the_server_ends_the_session_and_keeps_the_deliveries() {
+    let store = Store::new().await;
+    let backend = store.backend();
+    let session = backend.open(&worker()).await.unwrap();
+    backend.publish(publication([envelope("one", Some("k")), envelope("two", None)])).await.unwrap();
+    let held = claim(&session, 2).await;
+    // Everything is in the file, whatever the second in which it is written to the disk.
+    store.server.stop().await;
+    store.server.restart().await;
+    loop {
+        if let Notice::Ended(error) = session.wait().await {
+            assert_eq!(error.kind(), ErrorKind::LeaseLost, "{}", event_bus_core::chain(&error));
+            break;
+        }
+    }
+    let refused = session.settle(&common::batch(&held, &Outcome::Complete)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::LeaseLost);
+    drop(session);
+    let session = loop {
+        match backend.open(&worker()).await {
+            Ok(session) => break session,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", event_bus_core::chain(&error))
+            }
+        }
+    };
+    let again = claim(&session, 2).await;
+    assert!(again.iter().all(|delivery| delivery.crashes == 1), "{again:?}");
+    settle(&session, &again, Outcome::Complete).await;
+    assert_eq!(ready_and_waiting(&backend).await, 0);
+    session.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drained_backlog_leaves_nothing_behind_however_many_workers_it_took() {
+    let store = Store::new().await;
+    let backend = store.backend();
+    let names = ["w", "wi", "t", "c", "h:a:r", "h:a:mf"].map(|name| format!("{{test}}:{name}"));
+    for round in 0..20_u32 {
+        let keyed = (0..20).map(|n| envelope("keyed", Some(&format!("k{n}"))));
+        backend.publish(publication(keyed.chain((0..20).map(|_| envelope("free", None))))).await.unwrap();
+        let session = backend.open(&worker()).await.unwrap();
+        let deliveries = claim(&session, 10).await;
+        let (done, left) = deliveries.split_at(deliveries.len() / 2);
+        settle(&session, done, Outcome::Complete).await;
+        if round % 3 == 0 {
+            let delay = std::time::Duration::ZERO;
+            settle(&session, left, Outcome::Snooze { delay, keeps_place: round % 2 == 0 }).await;
+        }
+        // Every other one vanishes.
+        if round % 2 == 0 {
+            session.close().await.unwrap();
+        }
+    }
+    let session = backend.open(&worker()).await.unwrap();
+    while ready_and_waiting(&backend).await > 0 {
+        let deliveries = claim(&session, 1).await;
+        settle(&session, &deliveries, Outcome::Complete).await;
+    }
+    session.close().await.unwrap();
+    for name in &names {
+        assert_eq!(store.command::<u64>(&["EXISTS", name]).await, 0, "{name}");
+    }
+    let keys: Vec<String> = store.command(&["KEYS", "*"]).await;
+    for key in keys.iter().filter(|key| key.contains(":h:a:")) {
+        let kind: String = store.command(&["TYPE", key]).await;
+        assert_eq!(kind, "stream", "{key}");
+        assert_eq!(store.command::<u64>(&["XLEN", key]).await, 0, "{key}");
+    }
+    // The streams themselves, a mark of the publisher, the names of the bus.
+    assert!(keys.len() <= 22 + 6, "{keys:?}");
+}
