@@ -85,7 +85,7 @@ async fn a_user_with_the_least_rights_can_do_everything() {
     let backend = |options: &str| {
         RedisBackend::new(RedisConfig::from_url(&format!("{address}?bus={options}")).unwrap()).unwrap()
     };
-    assert_refused(backend("other").prepare().await, ErrorKind::InvalidConfiguration, "NOPERM");
+    assert_refused(backend("other").prepare().await, ErrorKind::InvalidConfiguration, "NoPerm");
     let wrong = address.replace("hunter2", "hunter2-wrong");
     let wrong = RedisBackend::from_url(&wrong).unwrap();
     assert_refused(wrong.prepare().await, ErrorKind::InvalidConfiguration, "denied");

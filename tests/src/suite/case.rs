@@ -111,10 +111,11 @@ impl Case {
     pub async fn run(&self, harness: Arc<dyn Harness>) -> Result<(), String> {
         let world = World::new(harness).await;
         let case = AssertUnwindSafe((self.run)(&world)).catch_unwind();
-        let verdict = match tokio::time::timeout(DEADLINE, case).await {
+        let deadline = DEADLINE + world.harness.takeover() * 12;
+        let verdict = match tokio::time::timeout(deadline, case).await {
             Ok(Ok(())) => world.stage.violations(),
             Ok(Err(panic)) => Err(text(panic.as_ref())),
-            Err(_) => Err(format!("still waiting after {DEADLINE:?}")),
+            Err(_) => Err(format!("still waiting after {deadline:?}")),
         };
         verdict.map_err(|why| format!("{why}\n{}", world.stage))
     }

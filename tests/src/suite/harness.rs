@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use event_bus::backend::{Backend, Capabilities};
@@ -32,6 +33,11 @@ pub trait Harness: Send + Sync + 'static {
     /// Whether a process that was stopped keeps its right to work for as long as it stands.
     fn keeps_stopped_workers(&self) -> bool {
         false
+    }
+
+    /// How long it takes until others follow a worker that was killed. Cases have that much more time, a dozen times.
+    fn takeover(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// How many deliveries can stand behind a stuck head before other keys must wait with them, if there is a limit.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_bus::backend::{Backend, Capabilities};
 use event_bus::{RedisBackend, async_trait};
@@ -14,6 +15,10 @@ pub(crate) enum Redis {
     Everysec,
     Fsync,
 }
+
+/// Processes are killed in rows, and others follow when the lease has ended: short, for cases are quick; but a busy machine
+/// must not take a worker for a dead one.
+const LEASE_MS: u32 = 2_000;
 
 struct Bus {
     /// `None`: somebody else's.
@@ -59,6 +64,10 @@ impl Harness for Redis {
         true
     }
 
+    fn takeover(&self) -> Duration {
+        Duration::from_millis(u64::from(LEASE_MS))
+    }
+
     fn node(&self) -> Option<PathBuf> {
         Some(env!("CARGO_BIN_EXE_node").into())
     }
@@ -74,12 +83,11 @@ impl Bus {
 #[async_trait]
 impl Sandbox for Bus {
     fn backend(&self) -> Arc<dyn Backend> {
-        Arc::new(RedisBackend::from_url(&self.url(3_000)).unwrap())
+        Arc::new(RedisBackend::from_url(&self.url(5_000)).unwrap())
     }
 
-    /// Processes are killed in rows, and others follow when the lease has ended: a short one, for cases are quick.
     fn url(&self) -> String {
-        self.url(800)
+        self.url(LEASE_MS)
     }
 
     /// The server stands still.
