@@ -117,7 +117,7 @@ pub(crate) struct Buffer {
     next_turn: Vec<usize>,
     held: HashMap<u128, Held>,
     next_id: u128,
-    /// Grows with everything that comes or goes: two equal stamps say that nothing did.
+    /// Grows with everything that comes or goes: two equal stamps say that nothing did. What is claimed stays in hand.
     pub(crate) stamp: u64,
 }
 
@@ -286,7 +286,6 @@ impl Buffer {
 
     /// Hands out what the engine has room for. Answers also whether it should claim once more, for what came back.
     pub(crate) fn claim(&mut self, request: &ClaimRequest, now: Instant, wall: Timestamp) -> (Claimed, bool) {
-        self.stamp += 1;
         let mut claimed = Claimed::default();
         let mut bytes = 0;
         for demand in &request.lanes {

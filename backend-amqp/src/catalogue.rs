@@ -64,7 +64,7 @@ impl Catalogue {
             )
         } else if self.partitions != own.partitions {
             format!(
-                "the bus {:?} was created with partitions={}, this process says {}; say what it was created with, or drain the bus and \
+                "the bus {:?} was created with partitions={}, this process says partitions={}; say what it was created with, or drain the bus and \
                  use another namespace: a key that changed its queue would lose its order",
                 &*config.namespace, self.partitions, own.partitions
             )
