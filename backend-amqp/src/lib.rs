@@ -1,6 +1,4 @@
-//! The RabbitMQ backend of event-bus.
-//!
-//! See [`AmqpBackend`] for what it promises.
+#![doc = include_str!("../README.md")]
 
 mod backend;
 mod buffer;
