@@ -435,7 +435,7 @@ mod tests {
 
     fn letter(number: usize, task: usize) -> Letter {
         // Two of three have nowhere to go, in no pattern that lines up with anything.
-        let key = if (number * 7 + task) % 3 == 0 { "somewhere" } else { "nowhere" };
+        let key = if (number * 7 + task).is_multiple_of(3) { "somewhere" } else { "nowhere" };
         let id = format!("{task}/{number}");
         let properties = BasicProperties::default().with_message_id(short(&*id));
         Letter { exchange: "".into(), key: key.to_owned(), id, payload: Bytes::from_static(b"x"), properties }

@@ -52,7 +52,9 @@ impl Store for Broker {
             Raw::Singles => {
                 ("raw lapin, 16 tasks on one channel", queue.publish_from(TASKS, payload, count).await?)
             }
-            Raw::Batches => ("raw lapin, windows of 1,000 confirmations", queue.publish(payload, count).await?),
+            Raw::Batches => {
+                ("raw lapin, windows of 1,000 confirmations", queue.publish(payload, count).await?)
+            }
             Raw::Drain => {
                 queue.publish(payload, count).await?;
                 ("raw lapin, prefetch 1,000, no ack awaited", queue.drain(count).await?)
