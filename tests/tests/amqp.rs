@@ -1,6 +1,7 @@
 //! RabbitMQ beyond the conformance suite: faults that only a broker knows, and what it is left with.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "one of them says what it saw")]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
