@@ -173,7 +173,7 @@ impl RabbitMq {
         if let Err(why) = self.manage("PUT", &format!("/api/vhosts/{name}"), "").await {
             panic!("cannot create a virtual host: {why}");
         }
-        let server = self.is_foreign().then(|| self.address.clone());
+        let server = self.has_others().then(|| self.address.clone());
         Vhost { url: at_vhost(self.url(), &name), name, server }
     }
 
@@ -232,7 +232,8 @@ impl Vhost {
 }
 
 impl Drop for Vhost {
-    /// A server of ours goes as a whole; from another's what was made is removed.
+    /// A server of one case goes as a whole. From another what was made is removed: each quorum queue is a group of
+    /// processes with a log, and a node with some thousands of them stands still for ten seconds now and then.
     fn drop(&mut self) {
         let Some(address) = self.server.take() else { return };
         let path = format!("/api/vhosts/{}", self.name);

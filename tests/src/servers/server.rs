@@ -65,6 +65,11 @@ impl<E: Engine> Server<E> {
         matches!(self.origin, Origin::Foreign)
     }
 
+    /// Whether others use it as well, or will.
+    pub(super) fn has_others(&self) -> bool {
+        !matches!(self.origin, Origin::Own(_))
+    }
+
     /// How clients reach it.
     pub fn url(&self) -> &str {
         &self.address.url
