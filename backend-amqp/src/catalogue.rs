@@ -25,6 +25,12 @@ use crate::topology::{self, Names, VERSION, short};
 /// had one: its first writer died between two steps.
 const EMPTY_FOR: Duration = Duration::from_secs(1);
 
+/// How long the broker gets to tell the subscribers of a queue that it is gone, before the queue is declared anew. RabbitMQ
+/// 3.10.8, told to delete a quorum queue and to declare it again within moments, hands the new queue's messages to the old
+/// subscriber's ghost: they stay unacknowledged until its channel is closed, and nobody is told. (Nothing can be asked that
+/// would say that it has told them.)
+const BEFORE_AGAIN: Duration = Duration::from_millis(500);
+
 /// Between two looks at something that changes soon.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -160,7 +166,8 @@ impl Administration {
         .await
     }
 
-    /// Makes sure that the bus is there and that `handlers` have queues; declares them anew if `again`.
+    /// Makes sure that the bus is there and that `handlers` have queues; declares them anew if `again`, after
+    /// [`BEFORE_AGAIN`].
     pub(crate) async fn ensure(
         self: &Arc<Self>,
         operation: &'static str,
@@ -169,6 +176,9 @@ impl Administration {
     ) -> Result<()> {
         if !again && self.knows(&handlers) {
             return Ok(());
+        }
+        if again {
+            tokio::time::sleep(BEFORE_AGAIN).await;
         }
         self.alone(operation, move |this, connection| async move {
             if again || !this.knows(&handlers) {

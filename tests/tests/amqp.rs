@@ -190,7 +190,6 @@ async fn a_queue_that_was_deleted_is_declared_anew_and_no_publish_is_lost() {
 }
 
 #[tokio::test]
-#[ignore = "open defect: on a quiet machine not all of the second round runs, after queues were deleted under their worker"]
 async fn a_queue_that_is_lost_while_it_is_served_heals_alone() {
     let vhost = vhost().await;
     let url = format!("{}?{QUICK}", vhost.url());
