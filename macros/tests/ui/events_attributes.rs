@@ -1,7 +1,8 @@
 use event_bus_macros::{Event, Events};
+use serde::{Deserialize, Serialize};
 
-#[derive(Event, Events)]
-#[event(name = "orders")]
+#[derive(Clone, Deserialize, Serialize, Event, Events)]
+#[event(name = "orders", crate = ::event_bus_core)]
 enum Both {
     Placed(OrderPlaced),
 }
@@ -30,6 +31,7 @@ enum Inner {
     Placed(#[event(skip)] OrderPlaced),
 }
 
+#[derive(Clone, Deserialize, Serialize)]
 struct OrderPlaced;
 
 fn main() {}
