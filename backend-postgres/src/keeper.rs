@@ -254,7 +254,7 @@ impl Keeper {
         }
     }
 
-    /// Ends in peace: everything is free at once.
+    /// Ends in peace: everything is free at once, save for what it was itself still waiting for.
     async fn leave(&mut self) -> Result<()> {
         let mut free = Places::default();
         for (id, (position, slot)) in &self.held {
@@ -265,7 +265,8 @@ impl Keeper {
             }
         }
         let sent_at = BootTime::now();
-        let left = store::leave(self.shared.at(), &mut self.connection, self.worker, &free).await;
+        let unclean = self.unclean();
+        let left = store::leave(self.shared.at(), &mut self.connection, self.worker, &free, &unclean).await;
         let left = self.heard("close", sent_at, left);
         if left.is_ok() {
             self.tell(LEASES).await;

@@ -205,6 +205,19 @@ impl Keeper {
         leases.map(|lease| lease.ready_at).filter(|ready_at| *ready_at > now).min()
     }
 
+    /// Leases that were taken over and whose hand-over delay is not over: whoever takes them next has to wait as well, for
+    /// their old owner may not have noticed yet.
+    pub(crate) fn unclean(&self) -> Vec<(i32, i16)> {
+        let now = Instant::now();
+        let leases = self.handlers.iter().zip(&self.leases);
+        let leases = leases
+            .flat_map(|(handler, leases)| leases.iter().map(|(slot, lease)| (handler.id, *slot, lease)));
+        leases
+            .filter(|(_, _, lease)| lease.ready_at > now)
+            .map(|(handler, slot, _)| (handler, slot))
+            .collect()
+    }
+
     /// Time has passed: there may be something to claim.
     pub(crate) fn ready(&mut self) {
         if Instant::now() < self.next_beat {
@@ -216,12 +229,11 @@ impl Keeper {
     pub(crate) async fn release(&mut self, partition: Partition) -> Result<()> {
         let (position, slot) = (partition.handler.get(), row::slot(partition));
         let Some(handler) = self.handlers.get(position).map(|handler| handler.id) else { return Ok(()) };
-        if !self.leases[position].contains_key(&slot) {
-            return Ok(());
-        }
+        let Some(lease) = self.leases[position].get(&slot) else { return Ok(()) };
+        let is_unclean = lease.ready_at > Instant::now();
         let sent_at = BootTime::now();
-        let released =
-            store::release(self.shared.at(), &mut self.connection, self.worker, &[handler], &[slot]).await;
+        let (at, connection) = (self.shared.at(), &mut self.connection);
+        let released = store::release(at, connection, self.worker, (handler, slot), is_unclean).await;
         self.heard("release", sent_at, released)?;
         self.leases[position].remove(&slot);
         self.held.retain(|_, held| *held != (position, slot));

@@ -308,10 +308,11 @@ pub(crate) async fn release(
     at: At<'_>,
     connection: &mut PgConnection,
     worker: i32,
-    handlers: &[i32],
-    slots: &[i16],
+    lease: (i32, i16),
+    is_unclean: bool,
 ) -> Result<()> {
-    query(at, &at.sql.release).bind(worker).bind(handlers).bind(slots).execute(connection).await.map(drop)
+    let query = query(at, &at.sql.release).bind(worker).bind([lease.0]).bind([lease.1]).bind([is_unclean]);
+    query.execute(connection).await.map(drop)
 }
 
 /// A worker ends in peace.
@@ -320,11 +321,15 @@ pub(crate) async fn leave(
     connection: &mut PgConnection,
     worker: i32,
     free: &Places,
+    unclean: &[(i32, i16)],
 ) -> Result<()> {
+    let (handlers, slots): (Vec<_>, Vec<_>) = unclean.iter().copied().unzip();
     query(at, &at.sql.leave)
         .bind(worker)
         .bind(&free.handlers)
         .bind(&free.ids)
+        .bind(handlers)
+        .bind(slots)
         .execute(connection)
         .await
         .map(drop)

@@ -1,8 +1,13 @@
 -- A worker ends in peace: all of its leases are free and clean, and so are the free deliveries that it did not run.
--- Inputs: $1 worker, $2 and $3 handler ids and ids of the free deliveries it still holds.
+-- Guarantees: as release.sql.
+-- Inputs: $1 worker, $2 and $3 handler ids and ids of the free deliveries it still holds, $4 and $5 handler ids and slots
+--   of the leases that are to be waited for still.
 with freed as (
     update event_bus.lease l
-    set worker_id = null, is_unclean = false, "window" = h."window", loaded_to = h.loaded_to
+    set worker_id = null, is_unclean = exists (
+            select from unnest($4::int4[], $5::int2[]) as u (handler_id, slot)
+            where u.handler_id = l.handler_id and u.slot = l.slot
+        ), "window" = h."window", loaded_to = h.loaded_to
     from event_bus.worker_handler h
     where l.worker_id = $1 and h.worker_id = $1 and h.handler_id = l.handler_id
 ),

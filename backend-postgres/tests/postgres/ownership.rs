@@ -4,7 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_bus_core::ErrorKind;
-use event_bus_core::backend::{Delivery, HandlerSpec, Notice, Outcome, Session};
+use event_bus_core::backend::{
+    Backend as _, Delivery, HandlerIndex, HandlerSpec, Notice, Outcome, Partition, Session,
+};
+use event_bus_postgres::PostgresBackend;
+use sqlx::AssertSqlSafe;
 
 use crate::common::*;
 
@@ -113,6 +117,33 @@ async fn a_session_that_the_server_ends_writes_nothing_more_and_is_followed() {
     let mut again = texts(&claim_all(&second, 1, 2).await);
     again.sort();
     assert_eq!(again, ["free", "keyed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_waited_for_is_waited_for_by_the_next_owner() {
+    let store = Store::new().await;
+    drop(store.open(&[handler("a")]).await);
+    let patient =
+        PostgresBackend::new(config(store.database.url()).handover_delay(Duration::from_secs(8))).unwrap();
+    let second = patient.open(&worker(&[handler("a")])).await.unwrap();
+    while leases(&store).await != [64] {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // What it gives back it may take again at any moment.
+    let mut slots = 0..64;
+    loop {
+        let slot = slots.next().expect("one that nobody has taken again");
+        second.release(Partition { handler: HandlerIndex(0), number: slot }).await.unwrap();
+        let row = format!("select is_unclean, worker_id is null from event_bus.lease where slot = {slot}");
+        let (is_unclean, is_free): (bool, bool) =
+            sqlx::query_as(AssertSqlSafe(row)).fetch_one(&mut store.connect().await).await.unwrap();
+        if is_free {
+            assert!(is_unclean, "slot {slot}");
+            break;
+        }
+    }
+    second.close().await.unwrap();
+    assert_eq!(store.number("select count(*) from event_bus.lease where is_unclean").await, 64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
