@@ -7,8 +7,8 @@
 use super::search::{Label, Model, Step};
 use super::work::{Hands, Link, Process, Set, Truth, WORKERS};
 
-const TRUST: u8 = 2;
-const SILENCE: u8 = 3;
+const TRUST: u8 = 1;
+const SILENCE: u8 = 2;
 const HANDOVER: u8 = 1;
 
 /// How many things go wrong.

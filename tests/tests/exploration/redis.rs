@@ -7,8 +7,8 @@
 use super::search::{Label, Model, Step};
 use super::work::{Hands, Link, Process, Set, Truth, WORKERS};
 
-const TRUST: u8 = 2;
-const LEASE: u8 = 3;
+const TRUST: u8 = 1;
+const LEASE: u8 = 2;
 
 /// How many things go wrong.
 const FAULTS: u8 = 2;
