@@ -231,6 +231,10 @@ impl Session for AmqpSession {
         Ok(())
     }
 
+    fn is_trusted(&self) -> bool {
+        self.core.check("run").is_ok()
+    }
+
     async fn wait(&self) -> Notice {
         self.core.news().await
     }

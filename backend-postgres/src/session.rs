@@ -273,6 +273,10 @@ impl Session for PostgresSession {
         transaction::complete_in(&self.shared, connection, place, self.worker, epoch).await
     }
 
+    fn is_trusted(&self) -> bool {
+        self.state.is_trusted()
+    }
+
     async fn wait(&self) -> Notice {
         loop {
             if let Some(notice) = locked(&self.state.notices).pop_front() {

@@ -107,6 +107,10 @@ impl Session for RedisSession {
         self.settler.lock().await.settle(&self.worker, batch).await
     }
 
+    fn is_trusted(&self) -> bool {
+        self.worker.check("run").is_ok()
+    }
+
     async fn wait(&self) -> Notice {
         loop {
             let news = self.worker.news.notified();

@@ -331,6 +331,17 @@ pub trait Session: Send + Sync {
         Err(Error::unsupported("complete_in", "this", "completing within a transaction"))
     }
 
+    /// Whether the right to what was claimed is certain at this moment. Core asks right before each run: a process that stood
+    /// still starts nothing by a right that may have run out meanwhile, although nobody could tell it so yet. A run that is
+    /// not started for this is given back like a cancelled one.
+    ///
+    /// # For implementors
+    /// Answer at once from what is known: when the last proof of the right was asked for, on a clock that goes on while the
+    /// machine is suspended. A right that does not run out is always certain.
+    fn is_trusted(&self) -> bool {
+        true
+    }
+
     /// Waits for something worth knowing. Hints may be lost: core claims at intervals in any case.
     ///
     /// # Cancel safety

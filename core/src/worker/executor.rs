@@ -95,6 +95,10 @@ impl Executor {
         let mut report = Report { reporter: self.reporter.clone(), slot, end: None };
         let work = async move {
             let Some(handler) = scope.handler(&of_task) else { return };
+            // The task may have waited for its thread for long.
+            if !scope.session.is_trusted() {
+                return;
+            }
             let cx = Context::of_worker(of_task, scope.clone());
             // The report is dropped after this future, so a slot is free only when nothing of its run is left.
             report.ended(run(handler, &cx).await);
@@ -172,5 +176,119 @@ impl Drop for Report {
     fn drop(&mut self) {
         // It can fail only when the engine is gone, and then nobody is interested.
         let _ = self.reporter.try_send((self.slot, self.end.take()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::backend::{ClaimRequest, Claimed, Notice, SettleBatch};
+    use crate::delivery::{DeliveryId, ErrorLog, HandlerIndex};
+    use crate::envelope::{Envelope, EventId, Timestamp};
+    use crate::error::Result;
+    use crate::{Event, Failure, Handler, Partitioned};
+
+    /// A right that runs out when it is told to.
+    #[derive(Default)]
+    struct Right {
+        has_run_out: AtomicBool,
+    }
+
+    #[async_trait]
+    impl Session for Right {
+        async fn claim(&self, _: &ClaimRequest) -> Result<Claimed> {
+            Ok(Claimed::default())
+        }
+
+        async fn settle(&self, _: &SettleBatch) -> Result<()> {
+            Ok(())
+        }
+
+        fn is_trusted(&self) -> bool {
+            !self.has_run_out.load(Ordering::Relaxed)
+        }
+
+        async fn wait(&self) -> Notice {
+            std::future::pending().await
+        }
+
+        async fn close(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[derive(Clone, serde::Serialize, serde::Deserialize)]
+    struct Ping;
+
+    impl Partitioned for Ping {}
+
+    impl Event for Ping {
+        const NAME: &'static str = "test.ping";
+    }
+
+    struct Counting(Arc<AtomicUsize>);
+
+    #[async_trait]
+    impl Handler for Counting {
+        const NAME: &'static str = "test.counting";
+        type Event = Ping;
+        type Output = ();
+
+        async fn handle(&self, _: Ping, _: &Context) -> std::result::Result<(), Failure> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    fn delivery() -> Arc<Delivery> {
+        Arc::new(Delivery {
+            id: DeliveryId(1),
+            partition: Partition { handler: HandlerIndex(0), number: 0 },
+            failures: 0,
+            crashes: 0,
+            errors: ErrorLog::default(),
+            due_in: None,
+            is_held: false,
+            fence: 0,
+            envelope: Envelope {
+                id: EventId::from_uuid(uuid::Uuid::nil()),
+                name: Ping::NAME.into(),
+                version: 1,
+                key: None,
+                payload: crate::codec::encode(&Ping).unwrap(),
+                headers: None,
+                published_at: Timestamp::default(),
+            },
+        })
+    }
+
+    #[tokio::test]
+    async fn nothing_is_started_by_a_right_that_has_run_out() {
+        let runs = Arc::new(AtomicUsize::new(0));
+        let registry = Registry::new(vec![Registered::new(Counting(runs.clone()))]).unwrap();
+        let session = Arc::new(Right::default());
+        let scope =
+            RunScope { registry: Arc::new(registry), shutdown: Shutdown::never(), session: session.clone() };
+        let mut executor = Executor::new(Arc::new(scope), 2);
+
+        assert!(executor.start(delivery()));
+        let first = next(&mut executor).await;
+        assert!(matches!(first.end, Some(RunEnd::Done)));
+        assert!(executor.start(delivery()));
+        // Its task is there and waits for its thread, which is this one.
+        session.has_run_out.store(true, Ordering::Relaxed);
+        let second = next(&mut executor).await;
+        assert!(second.end.is_none());
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
+    }
+
+    async fn next(executor: &mut Executor) -> Ended {
+        let mut ended = Vec::new();
+        std::future::poll_fn(|task| executor.poll_ended(task, &mut ended)).await;
+        ended.remove(0)
     }
 }
