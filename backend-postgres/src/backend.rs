@@ -101,15 +101,18 @@ impl Backend for PostgresBackend {
     }
 
     async fn publish(&self, publication: Publication) -> Result<Stored> {
-        if publication.idempotency_key.is_none() && publication.delay.is_zero() {
+        if transaction::is_plain(&self.shared, &publication) {
             return self.publisher().publish(publication).await;
         }
         // A rival that holds the key keeps this one waiting, and must not keep the others.
         let handlers = transaction::know_handlers(&self.shared, &self.hands, &publication).await?;
+        let shared = self.shared.clone();
         let stored = self
             .hands
-            .run("publish", true, move |connection, at| {
-                Box::pin(async move { transaction::store_on(at, &handlers, connection, &publication).await })
+            .run("publish", true, move |connection, _| {
+                Box::pin(
+                    async move { transaction::store_on(&shared, &handlers, connection, &publication).await },
+                )
             })
             .await?;
         self.wake();

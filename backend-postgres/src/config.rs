@@ -17,6 +17,7 @@ pub struct PostgresConfig {
     pub(crate) schema: String,
     pub(crate) is_notifying: bool,
     pub(crate) is_pooled: bool,
+    pub(crate) is_strict: bool,
     pub(crate) max_connections: u32,
     pub(crate) write_timeout: Duration,
     pub(crate) handover_delay: Duration,
@@ -33,7 +34,7 @@ const MAX_HANDOVER: Duration = Duration::from_secs(60);
 impl PostgresConfig {
     /// The database of a url: `postgres://user:password@host:5432/database`.
     ///
-    /// Options of the bus: `schema`, `notify=on|off`, `pooler=true|false`, `direct_url` (with `:`, `/`, `@` and the like as
+    /// Options of the bus: `schema`, `notify=on|off`, `pooler=true|false`, `strict_commit_order=true|false`, `direct_url` (with `:`, `/`, `@` and the like as
     /// `%3A`, `%2F`, `%40`), `max_connections`, `write_timeout_ms`,
     /// `handover_delay_ms`, `notify_interval_ms`, `dedupe_retention_ms`. Options of the connection: `sslmode`,
     /// `sslrootcert`, `sslcert`, `sslkey`, `host` (a directory for a Unix socket), `port`, `dbname`, `user`, `password`,
@@ -77,6 +78,24 @@ impl PostgresConfig {
     pub fn direct_url(mut self, url: &str) -> Result<Self> {
         self.direct = Some(connect_options(url, "").map_err(|problem| invalid(&[problem]))?);
         Ok(self)
+    }
+
+    /// Whether deliveries of a key run in the order in which their publishers' transactions *committed*, and not only in
+    /// the order of calls of which one had returned before the other was made.
+    ///
+    /// Without it, an event that is published `within` a transaction that stays open is seen when that commits: what other
+    /// publishers have stored under its key meanwhile may run before it. With it, a publish takes a lock
+    /// (`pg_advisory_xact_lock`) for each of its keys and keeps it until its transaction has ended, so that every other
+    /// publisher of the key waits that long, at most for [`write_timeout`](Self::write_timeout). Two transactions that
+    /// publish several keys each in several calls, in different orders, may wait for one another; PostgreSQL then ends one
+    /// of them. Calls with keys do not share statements any more: they are slower, and bounded by
+    /// [`max_connections`](Self::max_connections). All publishers of a bus must have it, or none can rely on it.
+    ///
+    /// Default: false.
+    #[must_use]
+    pub fn strict_commit_order(mut self, is_strict: bool) -> Self {
+        self.is_strict = is_strict;
+        self
     }
 
     /// The most connections for publishing with an idempotency key or a delay, and for looking at dead letters and
@@ -175,6 +194,8 @@ impl PostgresConfig {
             ("notify", "off" | "false") => self.is_notifying = false,
             ("pooler", "true" | "on") => self.is_pooled = true,
             ("pooler", "false" | "off") => self.is_pooled = false,
+            ("strict_commit_order", "true" | "on") => self.is_strict = true,
+            ("strict_commit_order", "false" | "off") => self.is_strict = false,
             ("max_connections", _) => {
                 self.max_connections =
                     value.parse().map_err(|_| format!("{name}={value} is not a whole number"))?;
@@ -183,7 +204,9 @@ impl PostgresConfig {
             ("handover_delay_ms", _) => self.handover_delay = millis()?,
             ("notify_interval_ms", _) => self.notify_interval = millis()?,
             ("dedupe_retention_ms", _) => self.dedupe_retention = millis()?,
-            ("notify" | "pooler", _) => return Err(format!("{name}={value} is not a value of this option")),
+            ("notify" | "pooler" | "strict_commit_order", _) => {
+                return Err(format!("{name}={value} is not a value of this option"));
+            }
             _ => return Ok(false),
         }
         Ok(true)
@@ -197,6 +220,7 @@ impl fmt::Debug for PostgresConfig {
             .field("is_direct", &self.direct.is_some())
             .field("notify", &self.is_notifying)
             .field("pooler", &self.is_pooled)
+            .field("strict_commit_order", &self.is_strict)
             .field("max_connections", &self.max_connections)
             .field("write_timeout", &self.write_timeout)
             .field("handover_delay", &self.handover_delay)
@@ -257,6 +281,7 @@ fn parse(url: &str) -> Result<PostgresConfig, Vec<String>> {
         schema: "event_bus".to_owned(),
         is_notifying: true,
         is_pooled: false,
+        is_strict: false,
         max_connections: 4,
         write_timeout: Duration::from_secs(30),
         handover_delay: Duration::from_secs(2),
@@ -268,8 +293,8 @@ fn parse(url: &str) -> Result<PostgresConfig, Vec<String>> {
             Ok(true) => {}
             // The value may be a secret that was written in the wrong place.
             Ok(false) => problems.push(format!(
-                "{name} is not an option; there are schema, notify, pooler, direct_url, max_connections, write_timeout_ms, \
-                 handover_delay_ms, notify_interval_ms, dedupe_retention_ms, and those of the connection (sslmode, \
+                "{name} is not an option; there are schema, notify, pooler, strict_commit_order, direct_url, max_connections, \
+                 write_timeout_ms, handover_delay_ms, notify_interval_ms, dedupe_retention_ms, and those of the connection (sslmode, \
                  sslrootcert, host, port, dbname, user, application_name, options)"
             )),
             Err(problem) => problems.push(problem),
@@ -327,10 +352,11 @@ mod tests {
     #[test]
     fn a_url_sets_every_option() {
         let url = "postgresql://anna:hunter2@db.example:5433/shop?sslmode=require&schema=orders&notify=off&pooler=true\
+                   &strict_commit_order=true\
                    &max_connections=9&write_timeout_ms=1500&handover_delay_ms=400&notify_interval_ms=5&dedupe_retention_ms=60000";
         let config = PostgresConfig::from_url(url).unwrap();
         assert_eq!(config.place(), "db.example:5433/shop (schema orders)");
-        assert!(!config.is_notifying && config.is_pooled);
+        assert!(!config.is_notifying && config.is_pooled && config.is_strict);
         assert_eq!(config.max_connections, 9);
         assert_eq!(config.write_timeout, Duration::from_millis(1_500));
         assert_eq!(config.handover_delay, Duration::from_millis(400));

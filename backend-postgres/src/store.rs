@@ -128,15 +128,16 @@ pub(crate) async fn publish(at: At<'_>, connection: &mut PgConnection, rows: &Ro
     bind_rows(query(at, &at.sql.publish), rows).execute(connection).await.map(drop)
 }
 
-/// Stores deliveries with an idempotency key or a delay. False if the key was known.
+/// Stores deliveries with an idempotency key, a delay, or in strict order. False if the key was known.
 pub(crate) async fn publish_once(
     at: At<'_>,
     connection: &mut PgConnection,
     rows: &Rows<'_>,
     key: Option<&str>,
     delay_ms: i64,
+    is_strict: bool,
 ) -> Result<bool> {
-    let query = bind_rows(query(at, &at.sql.publish_once), rows).bind(key).bind(delay_ms);
+    let query = bind_rows(query(at, &at.sql.publish_once), rows).bind(key).bind(delay_ms).bind(is_strict);
     query.fetch_one(connection).await?.try_get(0)
 }
 

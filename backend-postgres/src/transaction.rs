@@ -8,7 +8,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, Transaction};
 
-use crate::connection::{At, Hands, Shared};
+use crate::connection::{Hands, Shared};
 use crate::error::{error, translate};
 use crate::publish::{Handlers, Rows, delay_ms, handler_ids, unknown_names};
 use crate::row::Place;
@@ -43,24 +43,34 @@ pub(crate) async fn publish_in(
     publication: &Publication,
 ) -> Result<Stored> {
     let connection = downcast(connection, "publish")?;
-    let stored = store_on(shared.at_client(), handlers, connection, publication).await;
+    let stored = store_on(shared, handlers, connection, publication).await;
     stored.map_err(|failure| translate("publish", &shared.place, &failure, false))
+}
+
+/// Whether a publication may share a statement with others: nothing of it makes others wait, or waits for others.
+pub(crate) fn is_plain(shared: &Shared, publication: &Publication) -> bool {
+    publication.idempotency_key.is_none()
+        && publication.delay.is_zero()
+        && !(shared.config.is_strict && publication.events.iter().any(|event| event.envelope.key.is_some()))
 }
 
 /// Stores one publication on a connection. Its handlers are known.
 pub(crate) async fn store_on(
-    at: At<'_>,
+    shared: &Shared,
     handlers: &Handlers,
     connection: &mut PgConnection,
     publication: &Publication,
 ) -> sqlx::Result<Stored> {
+    let at = shared.at_client();
     let rows = Rows::of([publication], handlers)?;
-    if publication.idempotency_key.is_none() && publication.delay.is_zero() {
+    if is_plain(shared, publication) {
         store::publish(at, connection, &rows).await?;
         return Ok(Stored::New);
     }
-    let key = publication.idempotency_key.as_deref();
-    let is_new = store::publish_once(at, connection, &rows, key, delay_ms(publication.delay)).await?;
+    let (key, delay) = (publication.idempotency_key.as_deref(), delay_ms(publication.delay));
+    // What is delayed gets its place when it is due: there is no order to keep here.
+    let is_strict = shared.config.is_strict && delay == 0;
+    let is_new = store::publish_once(at, connection, &rows, key, delay, is_strict).await?;
     Ok(if is_new { Stored::New } else { Stored::Duplicate })
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use event_bus_core::ErrorKind;
 use event_bus_core::backend::{Backend as _, Publication, Stored};
+use event_bus_postgres::PostgresBackend;
 use sqlx::Connection as _;
 
 use crate::common::*;
@@ -129,4 +130,93 @@ async fn every_type_of_connection_is_understood_and_others_are_named() {
     assert_eq!(store.number("select count(*) from event_bus.delivery").await, 3);
     let refused = store.backend.publish_in(&mut 7_u8, events(&["x"], None)).await.unwrap_err();
     assert!(refused.to_string().contains("PgConnection"), "{refused}");
+}
+
+/// What a worker finds of one key when a transaction that publishes under it stays open while somebody else publishes
+/// under it and under another key.
+async fn found_around_an_open_transaction(is_strict: bool) -> Vec<String> {
+    let store = Store::new().await;
+    let publisher =
+        PostgresBackend::new(config(store.database.url()).strict_commit_order(is_strict)).unwrap();
+    let session = store.open(&[handler("a")]).await;
+    let mut own = store.connect().await;
+    let mut transaction = own.begin().await.unwrap();
+    publisher.publish_in(&mut *transaction, events(&["late"], Some("k"))).await.unwrap();
+    let early = {
+        let publisher = publisher.clone();
+        tokio::spawn(async move { publisher.publish(events(&["early"], Some("k"))).await })
+    };
+    let waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+    while !early.is_finished() && store.number(waits).await == 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // Another key, and what has no key, is held up by nobody.
+    publisher.publish(events(&["other"], Some("another"))).await.unwrap();
+    publisher.publish(events(&["free"], None)).await.unwrap();
+    let visible = if early.is_finished() { 3 } else { 2 };
+    let mut found = claim_all(&session, 1, visible).await;
+    transaction.commit().await.unwrap();
+    early.await.unwrap().unwrap();
+    found.extend(claim_all(&session, 1, 4 - visible).await);
+    found.retain(|delivery| delivery.envelope.key.as_deref() == Some("k"));
+    texts(&found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_commit_order_makes_a_key_wait_for_the_transaction_that_came_first() {
+    assert_eq!(found_around_an_open_transaction(true).await, ["late", "early"]);
+    // Without it, the one that committed first is found first.
+    assert_eq!(found_around_an_open_transaction(false).await, ["early", "late"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_calls_with_the_same_keys_in_different_orders_do_not_lock_each_other_out() {
+    let store = Store::new().await;
+    let keys = ["a", "b", "c", "d", "e"];
+    let calls: Vec<_> = (0..40)
+        .map(|number| {
+            let publisher =
+                PostgresBackend::new(config(store.database.url()).strict_commit_order(true)).unwrap();
+            let mut keys = keys.to_vec();
+            keys.rotate_left(number % 5);
+            if number % 2 == 0 {
+                keys.reverse();
+            }
+            let all = keys.into_iter().map(|key| envelope(&number.to_string(), Some(key))).collect();
+            tokio::spawn(async move { publisher.publish(publication(all, &["a"])).await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap(), Stored::New);
+    }
+    // Every key has seen the calls in one and the same order.
+    let orders = "select count(distinct line) from (select string_agg(convert_from(payload, 'UTF8'), ' ' order by id) as line \
+                  from event_bus.delivery group by key) lines";
+    assert_eq!(store.number(orders).await, 1);
+    assert_eq!(store.number("select count(*) from event_bus.delivery").await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_wait_for_a_connection_no_longer_than_the_write_timeout() {
+    let store = Store::new().await;
+    let config = config(store.database.url()).max_connections(1).write_timeout(Duration::from_secs(3));
+    let publisher = PostgresBackend::new(config).unwrap();
+    let mut rival = store.connect().await;
+    let mut transaction = rival.begin().await.unwrap();
+    store.backend.publish_in(&mut *transaction, once("k", "first")).await.unwrap();
+    let waiting = {
+        let publisher = publisher.clone();
+        tokio::spawn(async move { publisher.publish(once("k", "second")).await })
+    };
+    while store.number("select count(*) from pg_locks where not granted").await == 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // The only connection is taken.
+    let refused = publisher.publish(once("another", "third")).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+    // Its own statement ends by the server's lock time-out, and nothing of it is stored.
+    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    transaction.rollback().await.unwrap();
+    publisher.publish(once("k", "fourth")).await.unwrap();
+    assert_eq!(store.number("select count(*) from event_bus.delivery").await, 1);
 }
