@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::backend::Shared;
 use crate::buffer::{Ack, Buffer};
+use crate::clock::{Moment, Trust};
 use crate::error::error;
 use crate::post::{self, Undelivered};
 use crate::publisher::Letter;
@@ -50,8 +51,7 @@ struct State {
     has_work: bool,
     end: Option<(ErrorKind, String)>,
     is_closed: bool,
-    /// Until when this session believes that the broker has not given its queues to others.
-    trusted_until: Instant,
+    trust: Trust,
 }
 
 /// A session's common ground.
@@ -79,7 +79,7 @@ impl Core {
             has_work: false,
             end: None,
             is_closed: false,
-            trusted_until: Instant::now() + shared.config.heartbeat,
+            trust: Trust::new(shared.config.heartbeat, Moment::now()),
         };
         Arc::new(Self {
             shared,
@@ -186,13 +186,13 @@ impl Core {
     }
 
     /// The broker answered a question that was asked at `sent`.
-    pub(crate) fn trust(&self, sent: Instant) {
-        let mut state = self.state();
-        state.trusted_until = state.trusted_until.max(sent + self.shared.config.heartbeat);
+    pub(crate) fn trust(&self, sent: Moment) {
+        self.state().trust.renew(sent);
     }
 
-    pub(crate) fn trusted_until(&self) -> Instant {
-        self.state().trusted_until
+    /// How long this session may still believe that its queues are its own.
+    pub(crate) fn trusted_for(&self) -> Duration {
+        self.state().trust.left(Moment::now())
     }
 
     /// Refuses to go on when the right to is in doubt.
@@ -204,7 +204,7 @@ impl Core {
         if state.is_closed {
             return Err(error(ErrorKind::Closed, operation, "the session is closed"));
         }
-        if Instant::now() >= state.trusted_until {
+        if state.trust.left(Moment::now()).is_zero() {
             return Err(error(
                 ErrorKind::LeaseLost,
                 operation,

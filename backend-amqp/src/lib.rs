@@ -3,6 +3,7 @@
 mod backend;
 mod buffer;
 mod catalogue;
+mod clock;
 mod config;
 mod core;
 mod counts;

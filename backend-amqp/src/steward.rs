@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
+use crate::clock::Moment;
 use crate::core::{Command, Core};
 use crate::error::{Cause, translate};
 use crate::line;
@@ -41,6 +42,9 @@ const ARRIVAL: Duration = Duration::from_millis(200);
 
 /// Between two looks whether they have come.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// Between two looks at the clock that goes on through a suspension.
+const CLOCK_LOOK: Duration = Duration::from_millis(250);
 
 /// What workers tell one another, and what others ask them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -537,7 +541,7 @@ pub(crate) async fn keep_trust(core: Arc<Core>) {
     let mut stop = core.stop.subscribe();
     let mut channel: Option<Channel> = None;
     loop {
-        let sent = Instant::now();
+        let sent = Moment::now();
         let question = async {
             let asked = match channel.take().filter(|channel| channel.status().connected()) {
                 Some(channel) => channel,
@@ -549,7 +553,7 @@ pub(crate) async fn keep_trust(core: Arc<Core>) {
         tokio::select! {
             biased;
             () = stopped(&mut stop) => return,
-            answer = tokio::time::timeout_at(core.trusted_until(), question) => match answer {
+            answer = tokio::time::timeout(core.trusted_for(), question) => match answer {
                 Ok(Ok(asked)) => {
                     channel = Some(asked);
                     core.trust(sent);
@@ -565,10 +569,15 @@ pub(crate) async fn keep_trust(core: Arc<Core>) {
                 }
             }
         }
-        tokio::select! {
-            biased;
-            () = stopped(&mut stop) => return,
-            () = tokio::time::sleep(heartbeat / 3) => {}
+        // Timers stand still while the machine is suspended: the clock that does not is looked at often.
+        let next = sent.plus(heartbeat / 3);
+        while !next.since(Moment::now()).is_zero() {
+            let pause = next.since(Moment::now()).min(CLOCK_LOOK);
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                () = tokio::time::sleep(pause) => {}
+            }
         }
     }
 }
