@@ -4,19 +4,19 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use event_bus_core::Result;
 use event_bus_core::backend::{
     Backend, Capabilities, DeadLetter, DeadLetterFilter, DeliveryId, HandlerCounts, Publication, Session,
     Stored, WorkerSpec,
 };
 use event_bus_core::registry::Registry;
-use event_bus_core::{ErrorKind, Result};
 use tokio::time::Instant;
 
 use crate::catalogue::Administration;
 use crate::config::{AmqpConfig, Routing};
 use crate::counts;
 use crate::dead;
-use crate::error::{NAME, error};
+use crate::error::NAME;
 use crate::link::Link;
 use crate::post::{self, DeadNumbers, Post};
 use crate::publisher::Publisher;
@@ -72,11 +72,7 @@ impl AmqpBackend {
     /// # Errors
     /// `InvalidConfiguration` with everything that is wrong.
     pub fn new(config: AmqpConfig) -> Result<Self> {
-        let problems = config.problems();
-        if !problems.is_empty() {
-            return Err(error(ErrorKind::InvalidConfiguration, "connect", problems.join("; ")));
-        }
-        let config = Arc::new(config);
+        let config = Arc::new(config.load()?);
         let names = Names::new(&config);
         let publishing = Arc::new(Link::new(config.clone(), "publisher"));
         let shared = Shared {

@@ -1,12 +1,13 @@
 //! Where the broker is and how it is used.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use event_bus_core::clock::{Clock, SystemClock};
 use event_bus_core::{ErrorKind, Result, SLOTS};
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 
 use crate::error::error;
 
@@ -23,6 +24,9 @@ pub struct AmqpConfig {
     pub(crate) publish_timeout: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) recycle_after: Duration,
+    pub(crate) ca_file: Option<PathBuf>,
+    /// What stands in that file.
+    pub(crate) authorities: Option<Arc<str>>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -49,12 +53,12 @@ impl Routing {
 }
 
 const OPTIONS: &str = "namespace, partitions, routing, heartbeat_s, presence_ms, vacancy_ms, publish_timeout_ms, \
-                       request_timeout_ms, recycle_after_s";
+                       request_timeout_ms, recycle_after_s, ca_file";
 
 impl AmqpConfig {
     /// Reads `amqp://user:password@host:5672/vhost` or `amqps://…`, with the options `namespace`, `partitions`,
     /// `routing=direct|consistent-hash`, `heartbeat_s`, `presence_ms`, `vacancy_ms`, `publish_timeout_ms`,
-    /// `request_timeout_ms` and `recycle_after_s`. The virtual host is percent-encoded; left out, it is `/`.
+    /// `request_timeout_ms`, `recycle_after_s` and `ca_file=/path/of/ca.pem`. The virtual host is percent-encoded; left out, it is `/`.
     ///
     /// # Errors
     /// `InvalidConfiguration` with everything that is wrong. No message shows the password.
@@ -131,6 +135,30 @@ impl AmqpConfig {
         self
     }
 
+    /// Certificates (PEM) of authorities that `amqps` trusts beside the system's.
+    #[must_use]
+    pub fn ca_file(mut self, path: impl AsRef<Path>) -> Self {
+        self.ca_file = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// Reads what the settings name.
+    pub(crate) fn load(mut self) -> Result<Self> {
+        let mut problems = self.problems();
+        if let Some(path) = &self.ca_file {
+            match std::fs::read_to_string(path) {
+                Ok(text) => self.authorities = Some(text.into()),
+                Err(failure) => {
+                    problems.push(format!("ca_file {} cannot be read: {failure}", path.display()))
+                }
+            }
+        }
+        if problems.is_empty() {
+            return Ok(self);
+        }
+        Err(error(ErrorKind::InvalidConfiguration, "connect", problems.join("; ")))
+    }
+
     /// The wall clock by which dead letters and the ends of delays are dated; for simulations.
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -161,6 +189,9 @@ impl AmqpConfig {
         ];
         problems
             .extend(times.iter().filter(|(_, time)| time.is_zero()).map(|(name, _)| format!("{name} is 0")));
+        if self.ca_file.is_some() && self.uri.scheme != AMQPScheme::AMQPS {
+            problems.push("ca_file is set, and the url does not begin with amqps:".to_owned());
+        }
         problems
     }
 
@@ -186,6 +217,7 @@ impl AmqpConfig {
             "vacancy_ms" => self.vacancy_interval = millis()?,
             "publish_timeout_ms" => self.publish_timeout = millis()?,
             "request_timeout_ms" => self.request_timeout = millis()?,
+            "ca_file" => self.ca_file = Some(value.into()),
             "recycle_after_s" => self.recycle_after = seconds()?,
             _ => return Err(format!("{name} is not an option; there are {OPTIONS}")),
         }
@@ -210,6 +242,7 @@ impl fmt::Debug for AmqpConfig {
             .field("publish_timeout", &self.publish_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("recycle_after", &self.recycle_after)
+            .field("ca_file", &self.ca_file)
             .finish_non_exhaustive()
     }
 }
@@ -237,6 +270,8 @@ fn parse(url: &str) -> Result<AmqpConfig, Vec<String>> {
         publish_timeout: Duration::from_secs(30),
         request_timeout: Duration::from_secs(10),
         recycle_after: Duration::from_secs(25 * 60),
+        ca_file: None,
+        authorities: None,
         clock: Arc::new(SystemClock),
     };
     if config.uri.vhost.is_empty() {
@@ -293,6 +328,13 @@ mod tests {
         for part in ["partitions 0", "heartbeat 0ns", "colour is not an option", "routing=random"] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn a_file_of_authorities_that_cannot_be_read_is_named() {
+        let missing = AmqpConfig::from_url("amqps://localhost?ca_file=/nowhere/ca.pem").unwrap();
+        assert!(missing.load().map(drop).unwrap_err().to_string().contains("/nowhere/ca.pem"));
+        assert!(refusal("amqp://localhost?ca_file=/nowhere/ca.pem").contains("amqps"));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(crate) enum Cause {
     Different,
     /// The broker has no exchanges of this type.
     NoSuchType,
+    /// The broker's certificate is not to be trusted, or there is no TLS.
+    Untrusted,
     /// Connection, channel or broker are gone.
     Gone,
 }
@@ -50,6 +52,11 @@ impl Cause {
     pub(crate) fn of(source: &lapin::Error) -> Self {
         match source.kind() {
             lapin::ErrorKind::ProtocolError(error) => Self::of_protocol(error),
+            lapin::ErrorKind::IOError(error)
+                if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) =>
+            {
+                Self::Untrusted
+            }
             _ => Self::Gone,
         }
     }
@@ -93,6 +100,10 @@ pub(crate) fn translate(operation: &'static str, source: &lapin::Error) -> Error
             ErrorKind::InvalidConfiguration,
             "the broker has no x-consistent-hash exchanges; enable the plugin with `rabbitmq-plugins enable \
              rabbitmq_consistent_hash_exchange`, or use Routing::Direct",
+        ),
+        Cause::Untrusted => (
+            ErrorKind::InvalidConfiguration,
+            "the broker did not prove by TLS who it is; check the host's name in the url, the certificate, and `ca_file`",
         ),
         Cause::Locked => (ErrorKind::Unavailable, "another process changes the bus at the moment"),
         Cause::Gone => (ErrorKind::Unavailable, "the broker is out of reach"),

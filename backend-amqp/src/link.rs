@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_bus_core::{ErrorKind, Result};
+use lapin::tcp::OwnedTLSConfig;
+use lapin::uri::AMQPScheme;
 use lapin::{Channel, Connection, ConnectionProperties};
+use rustls::crypto::CryptoProvider;
 use tokio::sync::Mutex;
 
 use crate::config::AmqpConfig;
@@ -18,7 +21,17 @@ pub(crate) async fn connect(config: &AmqpConfig, operation: &'static str, role: 
     uri.query.connection_timeout = u64::try_from(config.request_timeout.as_millis()).ok();
     let name = format!("event-bus {} ({role})", config.namespace);
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let connecting = Connection::connect_uri(uri, properties);
+    let tls = OwnedTLSConfig {
+        cert_chain: config.authorities.as_deref().map(str::to_owned),
+        ..OwnedTLSConfig::default()
+    };
+    if uri.scheme == AMQPScheme::AMQPS && CryptoProvider::get_default().is_none() {
+        // Whoever has chosen for the whole process keeps that; without a choice rustls would panic as soon as some other
+        // crate brings another one along. It fails only when somebody chose at this very moment.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    let runtime = lapin::runtime::default_runtime().map_err(|failure| translate(operation, &failure))?;
+    let connecting = Connection::connect_uri_with_config(uri, properties, tls, runtime);
     match tokio::time::timeout(config.request_timeout, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(failure)) => Err(translate(operation, &failure)),
