@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_bus_core::backend::{
-    ClaimRequest, Claimed, Delivery, DeliveryId, Demand, ErrorLog, HandlerIndex, LaneDemand, Park,
+    ClaimRequest, Claimed, Delivery, DeliveryId, Demand, ErrorLog, EventId, HandlerIndex, LaneDemand, Park,
     ParkedLane, Partition, Timestamp,
 };
 use lapin::types::DeliveryTag;
@@ -22,6 +22,10 @@ use crate::wire::Parcel;
 
 /// How many deliveries a line gives in one turn, before the next line of the same handler has its own.
 const TURN: usize = 16;
+
+/// How many deliveries that are gone from a line are remembered, to know copies of them: publishers send at most 1,000 again
+/// at once, and others may have published in between.
+const REMEMBERED: usize = 2_048;
 
 /// A delivery in this session's hands.
 struct Held {
@@ -63,6 +67,8 @@ pub(crate) struct Line {
     waiting: BTreeMap<(Instant, u64), Waiting>,
     /// Messages that are being moved to another queue.
     moving: usize,
+    /// Events that were here, the newest last.
+    gone: VecDeque<EventId>,
     pub(crate) tags: Tags,
 }
 
@@ -166,6 +172,7 @@ impl Buffer {
                     parked: HashMap::new(),
                     waiting: BTreeMap::new(),
                     moving: 0,
+                    gone: VecDeque::new(),
                     tags: Tags::default(),
                 });
             }
@@ -202,7 +209,7 @@ impl Buffer {
         self.lines.get(line).is_some_and(|line| line.subscription == subscription && subscription != 0)
     }
 
-    /// Takes in what the broker handed out, in its order.
+    /// Takes in what the broker handed out, in its order. Answers with what is superfluous: it is to be acknowledged.
     pub(crate) fn push(
         &mut self,
         line: usize,
@@ -210,13 +217,16 @@ impl Buffer {
         messages: Vec<(DeliveryTag, Parcel)>,
         now: Instant,
         wall: Timestamp,
-    ) {
+    ) -> Vec<Ack> {
+        let mut superfluous = Vec::new();
         if !self.is_current(line, subscription) {
-            return;
+            return superfluous;
         }
         self.stamp += 1;
         for (tag, parcel) in messages {
-            if parcel.wait.is_zero() {
+            if parcel.is_again && self.has_seen(line, parcel.envelope.id) {
+                superfluous.push(Ack { line, subscription, tag });
+            } else if parcel.wait.is_zero() {
                 self.enter(line, tag, parcel, now, now, wall);
             } else {
                 self.stamp += 1;
@@ -224,6 +234,15 @@ impl Buffer {
                 self.lines[line].waiting.insert(order, Waiting { tag, parcel, since: now });
             }
         }
+        superfluous
+    }
+
+    /// Whether another copy of this publication is here, or was. Only copies are asked about, and they are rare.
+    fn has_seen(&self, line: usize, event: EventId) -> bool {
+        let is_held = self.held.values().any(|held| held.line == line && held.delivery.envelope.id == event);
+        let line = &self.lines[line];
+        let waits = || line.waiting.values().any(|waiting| waiting.parcel.envelope.id == event);
+        is_held || line.gone.contains(&event) || waits()
     }
 
     /// A message enters its line, under the next number: numbers grow in the order of each line.
@@ -439,9 +458,14 @@ impl Buffer {
         let held = self.held.remove(&id.0)?;
         self.stamp += 1;
         let line = &mut self.lines[held.line];
+        let event = held.delivery.envelope.id;
         if line.place != Place::Free {
-            line.journal.forget(held.delivery.envelope.id);
+            line.journal.forget(event);
         }
+        if line.gone.len() == REMEMBERED {
+            line.gone.pop_front();
+        }
+        line.gone.push_back(event);
         Some(Ack { line: held.line, subscription: line.subscription, tag: held.tag })
     }
 
@@ -523,6 +547,7 @@ impl Buffer {
         line.parked.clear();
         line.waiting.clear();
         line.moving = 0;
+        line.gone = VecDeque::new();
         line.tags = Tags::default();
         had_any
     }
@@ -539,6 +564,7 @@ impl Buffer {
                 errors: held.delivery.errors.clone(),
                 wait: Duration::ZERO,
                 returns: 0,
+                is_again: false,
             };
             (held.tag, parcel)
         });
@@ -601,7 +627,59 @@ fn insert_in_order(line: &mut VecDeque<u128>, id: u128) {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use event_bus_core::backend::Envelope;
+
     use super::*;
+
+    fn parcel(number: u128, is_again: bool) -> Parcel {
+        Parcel {
+            envelope: Envelope {
+                id: EventId::from_uuid(uuid::Uuid::from_u128(number)),
+                name: "a".into(),
+                version: 1,
+                key: Some("k".into()),
+                payload: Bytes::new(),
+                headers: None,
+                published_at: Timestamp::from_millis(0),
+            },
+            position: 0,
+            failures: 0,
+            crashes: 0,
+            errors: ErrorLog::default(),
+            wait: Duration::ZERO,
+            returns: 0,
+            is_again,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_superfluous_while_the_first_is_here_and_after_it() {
+        let mut buffer = Buffer::new(1, &[Place::Partition(0)]);
+        buffer.line_mut(0).unwrap().subscription = 1;
+        let (now, wall) = (Instant::now(), Timestamp::from_millis(0));
+        let is_superfluous = |buffer: &mut Buffer, tag, number, is_again| {
+            let acks = buffer.push(0, 1, vec![(tag, parcel(number, is_again))], now, wall);
+            acks.iter().any(|ack| ack.tag == tag)
+        };
+        assert!(!is_superfluous(&mut buffer, 1, 7, false));
+        assert!(is_superfluous(&mut buffer, 2, 7, true));
+        // The first may have been lost: then this is no copy.
+        assert!(!is_superfluous(&mut buffer, 3, 8, true));
+        let demands = vec![Demand { handler: HandlerIndex(0), limit: 10 }];
+        let request = ClaimRequest { demands, lanes: Vec::new(), max_bytes: 1_000_000 };
+        let (claimed, _) = buffer.claim(&request, now, wall);
+        assert_eq!(claimed.deliveries.len(), 2);
+        for delivery in claimed.deliveries {
+            buffer.remove(delivery.id).unwrap();
+        }
+        assert!(is_superfluous(&mut buffer, 4, 7, true));
+        // Who publishes an event under an old id on purpose has it delivered.
+        assert!(!is_superfluous(&mut buffer, 5, 7, false));
+        buffer.reset(0);
+        buffer.line_mut(0).unwrap().subscription = 1;
+        assert!(!is_superfluous(&mut buffer, 1, 8, true), "another owner may have let it go unfinished");
+    }
 
     #[test]
     fn what_leaves_nothing_open_before_it_is_acknowledged_together() {

@@ -1,10 +1,12 @@
 //! Dead letters: looked at, replayed and purged over AMQP alone. Each of these holds the lock of the bus, so that no two
 //! processes see half of them.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_bus_core::backend::{DeadLetter, DeadLetterFilter, DeliveryId};
+use event_bus_core::backend::{DeadLetter, DeadLetterFilter, DeliveryId, EventId};
 use event_bus_core::{ErrorKind, Result};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
@@ -12,6 +14,7 @@ use lapin::{Channel, Connection};
 use tokio::time::Instant;
 
 use crate::backend::Shared;
+use crate::buffer::Tags;
 use crate::error::{Cause, error, translate};
 use crate::link::{close_channel, within};
 use crate::topology::{self, short};
@@ -25,7 +28,8 @@ const LOOK: Duration = Duration::from_millis(2);
 
 /// One that was taken out to be looked at.
 struct Taken {
-    tag: u64,
+    /// More than one if its death was written down twice: a confirmation was lost, and so it was sent again.
+    tags: Vec<u64>,
     dead: DeadLetter,
     position: u32,
 }
@@ -110,18 +114,18 @@ async fn of_handler(
         take_all(shared, operation, &channel, &queue, handler, count, filter).await?;
     let result = match fate {
         Fate::Stays => Ok(()),
-        Fate::Purged => acknowledge(shared, operation, &channel, &matching).await,
+        Fate::Purged => acknowledge(shared, operation, &channel, &queue, &matching).await,
         Fate::Replayed => {
             // In the order of their publication, as far as it is known: time, place within the call, and then death.
             matching.sort_by_key(|taken| (taken.dead.envelope.published_at, taken.position, taken.dead.id));
             match publish(shared, operation, handler, &matching).await {
-                Ok(()) => acknowledge(shared, operation, &channel, &matching).await,
+                Ok(()) => acknowledge(shared, operation, &channel, &queue, &matching).await,
                 Err(failure) => Err(failure),
             }
         }
     };
     if fate == Fate::Stays || result.is_err() {
-        others.extend(matching.iter().map(|taken| taken.tag));
+        others.extend(matching.iter().flat_map(|taken| &taken.tags));
     }
     put_back(shared, operation, &channel, &queue, &others).await?;
     close_channel(&channel, limit).await;
@@ -139,7 +143,7 @@ async fn take_all(
     filter: &DeadLetterFilter,
 ) -> Result<(Vec<Taken>, Vec<u64>)> {
     let mut reader = Reader::default();
-    let mut matching = Vec::new();
+    let mut all: HashMap<EventId, Taken> = HashMap::new();
     let mut others = Vec::new();
     let gets = (0..count).map(|_| channel.basic_get(short(queue), BasicGetOptions::default()));
     let mut gets = stream::iter(gets).buffered(ASKED_AT_ONCE);
@@ -150,14 +154,28 @@ async fn take_all(
         let Some(message) = got else { continue };
         let tag = message.delivery.delivery_tag;
         match reader.read_dead(handler, &message.delivery.properties, message.delivery.data) {
-            Ok((dead, position)) if matches(filter, &dead) => matching.push(Taken { tag, dead, position }),
-            Ok(_) => others.push(tag),
+            Ok((dead, position)) => match all.entry(dead.envelope.id) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Taken { tags: vec![tag], dead, position });
+                }
+                Entry::Occupied(entry) => {
+                    let same = entry.into_mut();
+                    same.tags.push(tag);
+                    // Known by the same number whoever looks.
+                    if dead.id < same.dead.id {
+                        same.dead = dead;
+                    }
+                }
+            },
             Err(why) => {
                 tracing::error!(queue, why, "a message in a queue of dead letters is none and is left alone");
                 others.push(tag);
             }
         }
     }
+    let (matching, rest): (Vec<_>, Vec<_>) =
+        all.into_values().partition(|taken| matches(filter, &taken.dead));
+    others.extend(rest.into_iter().flat_map(|taken| taken.tags));
     Ok((matching, others))
 }
 
@@ -184,6 +202,7 @@ async fn publish(
             errors: Default::default(),
             wait: Duration::ZERO,
             returns: 0,
+            is_again: false,
         };
         shared.post.delivery(&parcel, handler)
     });
@@ -204,13 +223,24 @@ async fn acknowledge(
     shared: &Arc<Shared>,
     operation: &'static str,
     channel: &Channel,
+    queue: &str,
     taken: &[Taken],
 ) -> Result<()> {
-    for taken in taken {
-        let ack = channel.basic_ack(taken.tag, BasicAckOptions::default());
-        within(shared.config.request_timeout, operation, ack).await?;
+    let limit = shared.config.request_timeout;
+    let tags = taken.iter().flat_map(|taken| taken.tags.iter().copied()).collect();
+    // Its tags count from 1: the channel is new.
+    for (tag, multiple) in Tags::default().acknowledge(tags) {
+        within(limit, operation, channel.basic_ack(tag, BasicAckOptions { multiple })).await?;
     }
-    Ok(())
+    // A channel keeps acknowledgements back while its queue is busy, and forgets them when it is closed. What goes through the
+    // queue itself, and a question after it, let it get rid of them.
+    let get = channel.basic_get(short(queue), BasicGetOptions::default());
+    let newer = within(limit, operation, get).await?;
+    within(limit, operation, topology::look(channel, queue)).await?;
+    match newer {
+        Some(newer) => put_back(shared, operation, channel, queue, &[newer.delivery.delivery_tag]).await,
+        None => Ok(()),
+    }
 }
 
 /// Puts messages back, and waits until the next one who looks will find them. They have no order that could suffer: each has

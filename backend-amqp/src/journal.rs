@@ -119,13 +119,12 @@ impl Journal {
 
     /// What is remembered of a delivery that has come.
     pub(crate) fn seen(&mut self, parcel: &Parcel) -> Option<&Entry> {
-        if !self.unseen.is_empty() {
+        if parcel.returns > 0 {
             self.unseen.remove(&parcel.envelope.id);
-            if parcel.returns == 0 {
-                // Nothing that was held before is still to come.
-                for gone in self.unseen.drain() {
-                    self.entries.remove(&gone);
-                }
+        } else {
+            // Nothing that was held before is still to come; and if this one was here before, it died, and was replayed.
+            for gone in self.unseen.drain() {
+                self.entries.remove(&gone);
             }
         }
         self.entries.get(&parcel.envelope.id)
@@ -191,6 +190,7 @@ mod tests {
             errors: ErrorLog::default(),
             wait: Duration::ZERO,
             returns,
+            is_again: false,
         }
     }
 
@@ -214,6 +214,15 @@ mod tests {
         assert_eq!(vanished.peek(event(1)).map(|entry| entry.failures), Some(2));
         let left = Journal::following(Some(&journal.written(true).unwrap())).unwrap();
         assert_eq!(left.peek(event(1)).map(|entry| (entry.failures, entry.started)), Some((1, 0)));
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_delivery_ends_when_the_broker_gives_it_up() {
+        let mut journal = Journal::following(None).unwrap();
+        *journal.entry(event(1)) = Entry { failures: 2, ..Entry::default() };
+        let next = || Journal::following(Some(&journal.written(false).unwrap())).unwrap();
+        assert_eq!(next().seen(&returned(1)).map(|entry| entry.failures), Some(2));
+        assert_eq!(next().seen(&returned(0)), None, "it comes for the first time: it was replayed");
     }
 
     #[test]

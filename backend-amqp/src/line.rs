@@ -241,7 +241,9 @@ impl Task {
             return false;
         }
         let (now, wall) = (Instant::now(), self.core.shared.config.clock.now());
-        self.core.with(|buffer| buffer.push(self.line, self.subscription, parcels, now, wall));
+        let superfluous =
+            self.core.with(|buffer| buffer.push(self.line, self.subscription, parcels, now, wall));
+        self.core.acknowledge(&superfluous);
         self.core.has_work();
         is_there
     }

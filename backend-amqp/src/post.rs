@@ -45,14 +45,14 @@ impl Post {
         match Place::delay_for(wait_ms) {
             None => {
                 let properties = wire::properties(parcel, handler, None);
-                Letter { exchange: self.entry.clone(), key, id, payload, properties }
+                Letter { exchange: self.entry.clone(), key, id, payload, properties, is_first: false }
             }
             Some(level) => {
                 let mut rest = parcel.clone();
                 rest.wait = Duration::from_millis(wait_ms - level);
                 let properties = wire::properties(&rest, handler, None);
                 let exchange = self.names.delay_exchange(level).into();
-                Letter { exchange, key, id, payload, properties }
+                Letter { exchange, key, id, payload, properties, is_first: false }
             }
         }
     }
@@ -64,6 +64,7 @@ impl Post {
             id: wire::message_id(parcel.envelope.id, handler),
             payload: parcel.envelope.payload.clone(),
             properties: wire::properties(parcel, handler, Some(death)),
+            is_first: false,
         }
     }
 
@@ -72,13 +73,15 @@ impl Post {
         let queue = self.names.journal(place, handler)?;
         let id = format!("journal/{}", queue);
         let properties = BasicProperties::default().with_message_id(short(&*id)).with_delivery_mode(2);
-        Some(Letter { exchange: self.default.clone(), key: queue, id, payload: written, properties })
+        let exchange = self.default.clone();
+        Some(Letter { exchange, key: queue, id, payload: written, properties, is_first: false })
     }
 
     /// Something that is of interest only now.
     pub(crate) fn note(&self, exchange: &str, key: &str, id: String, body: Bytes) -> Letter {
         let properties = BasicProperties::default().with_message_id(short(&*id));
-        Letter { exchange: exchange.into(), key: key.to_owned(), id, payload: body, properties }
+        let exchange = exchange.into();
+        Letter { exchange, key: key.to_owned(), id, payload: body, properties, is_first: false }
     }
 }
 
@@ -95,12 +98,13 @@ pub(crate) fn letters(post: &Post, publication: &Publication) -> (Vec<Letter>, V
             errors: Default::default(),
             wait: publication.delay,
             returns: 0,
+            is_again: false,
         };
         for handler in event.handlers.iter() {
             if !handlers.contains(handler) {
                 handlers.push(handler.clone());
             }
-            letters.push(post.delivery(&parcel, handler));
+            letters.push(Letter { is_first: true, ..post.delivery(&parcel, handler) });
         }
     }
     (letters, handlers)
@@ -131,12 +135,16 @@ pub(crate) async fn deliver(
     };
     tracing::warn!(lost = lost.len(), "a queue or a binding of the bus was missing and is declared anew");
     if let Err(error) = administration.ensure(operation, handlers.to_vec(), true).await {
+        let error = in_part(error, lost.len(), letters.len());
         return Err(Undelivered { lost: Some(lost), error });
     }
     let again: Arc<[Letter]> = lost.iter().filter_map(|position| letters.get(*position).cloned()).collect();
     match publisher.send(operation, again, deadline).await {
         Ok(()) => Ok(()),
-        Err(Unsent::Failed(error)) => Err(Undelivered { lost: Some(lost), error }),
+        Err(Unsent::Failed(error)) => {
+            let error = in_part(error, lost.len(), letters.len());
+            Err(Undelivered { lost: Some(lost), error })
+        }
         Err(Unsent::Unroutable(still)) => {
             let lost: Vec<_> = still.iter().filter_map(|position| lost.get(*position).copied()).collect();
             let example =
@@ -147,9 +155,19 @@ pub(crate) async fn deliver(
                 lost.len(),
                 letters.len()
             );
-            Err(Undelivered { lost: Some(lost), error: error(ErrorKind::Unavailable, operation, message) })
+            let error = error(ErrorKind::Unavailable, operation, message);
+            let error = in_part(error, lost.len(), letters.len());
+            Err(Undelivered { lost: Some(lost), error })
         }
     }
+}
+
+/// `Unavailable` says that nothing was written: it does not when some of the letters are stored.
+fn in_part(failure: Error, lost: usize, letters: usize) -> Error {
+    if lost == letters || failure.kind() != ErrorKind::Unavailable {
+        return failure;
+    }
+    error(ErrorKind::OutcomeUnknown, failure.operation(), failure.message().to_owned()).with_source(failure)
 }
 
 /// Numbers for dead letters: the time of death, then a counter, then chance, so that later ones are greater and no two

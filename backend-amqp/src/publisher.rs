@@ -24,9 +24,10 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::error::{error, translate};
+use crate::error::{Cause, error, translate};
 use crate::link::Link;
 use crate::topology::short;
+use crate::wire;
 
 /// The most messages that are under way on one channel. 5,000 are no faster than 1,000.
 const WINDOW: usize = 1_000;
@@ -47,12 +48,15 @@ pub(crate) struct Letter {
     pub(crate) id: String,
     pub(crate) payload: Bytes,
     pub(crate) properties: BasicProperties,
+    /// It publishes an event for the first time: a copy of it, sent because the confirmation was lost, is superfluous wherever
+    /// the event has been seen. (What is replayed, or comes back for another attempt, has been seen by then.)
+    pub(crate) is_first: bool,
 }
 
 /// Why a call was not stored whole.
 #[derive(Debug)]
 pub(crate) enum Unsent {
-    /// These letters (positions in the call) reached no queue; all others are stored.
+    /// These letters (positions in the call) reached no queue, as far as is known; all others are stored.
     Unroutable(Vec<usize>),
     /// Nothing is known of some letters, or nothing was sent.
     Failed(Error),
@@ -142,6 +146,12 @@ fn out_of_time(operation: &'static str, is_sent: &AtomicBool, message: &str) -> 
     error(kind, operation, message)
 }
 
+/// The broker refuses a message: the only reason it has is the size.
+fn too_large(failure: &lapin::Error) -> Error {
+    let text = "the broker refuses the message: raise its `max_message_size` above the `max_event_bytes` of the bus, or lower that";
+    error(ErrorKind::InvalidEvent, "publish", text).with_source(failure.to_string())
+}
+
 /// The task of one channel.
 async fn dispatch(link: Arc<Link>, mut calls: mpsc::Receiver<Call>) {
     let mut channel = PublishingChannel::new(link);
@@ -199,6 +209,8 @@ struct PublishingChannel {
     channel: Option<Channel>,
     open: HashMap<u64, Open>,
     next: u64,
+    /// All slips below this number were sent before, whatever became of it.
+    sent_below: u64,
     /// To be sent, in this order.
     waiting: VecDeque<Slip>,
     under_way: FuturesUnordered<BoxFuture<'static, Confirmed>>,
@@ -209,6 +221,10 @@ struct PublishingChannel {
     /// What came back, while there is something under way on whose confirmation more may hang.
     returned: HashSet<lapin::types::ShortString>,
     failure: Option<Error>,
+    /// The broker closed the channel because of a letter of which it does not say which one.
+    is_refused: bool,
+    /// So many of those that wait are sent one at a time: one of them is what the broker refuses.
+    suspected: usize,
     pause: Duration,
 }
 
@@ -219,12 +235,15 @@ impl PublishingChannel {
             channel: None,
             open: HashMap::new(),
             next: 0,
+            sent_below: 0,
             waiting: VecDeque::new(),
             under_way: FuturesUnordered::new(),
             confirmed: Vec::new(),
             again: Vec::new(),
             returned: HashSet::new(),
             failure: None,
+            is_refused: false,
+            suspected: 0,
             pause: FIRST_PAUSE,
         }
     }
@@ -269,21 +288,35 @@ impl PublishingChannel {
                 return;
             }
         };
-        while self.under_way.len() < WINDOW
+        let window = if self.suspected > 0 { 1 } else { WINDOW };
+        while self.under_way.len() < window
             && let Some(slip) = self.waiting.pop_front()
         {
-            let Some(open) = self.open.get(&slip.call) else { continue };
+            let Some(open) = self.open.get_mut(&slip.call) else { continue };
+            if !open.unroutable.is_empty() {
+                // Whoever declares what is missing could let this one overtake those that came back.
+                open.unroutable.push(slip.letter);
+                self.suspected = self.suspected.saturating_sub(1);
+                self.end(slip);
+                continue;
+            }
             open.call.is_sent.store(true, Ordering::Relaxed);
             let (channel, letters) = (channel.clone(), open.call.letters.clone());
+            let is_copy = slip.number < self.sent_below;
+            self.sent_below = self.sent_below.max(slip.number + 1);
             let mut sending = async move {
                 let letter = &letters[slip.letter];
                 let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+                let properties = match is_copy && letter.is_first {
+                    true => wire::sent_again(&letter.properties),
+                    false => letter.properties.clone(),
+                };
                 let publish = channel.basic_publish(
                     short(&*letter.exchange),
                     short(&*letter.key),
                     options,
                     &letter.payload,
-                    letter.properties.clone(),
+                    properties,
                 );
                 let confirmation = match publish.await {
                     Ok(confirm) => confirm.await,
@@ -337,6 +370,8 @@ impl PublishingChannel {
     }
 
     fn confirmed(&mut self, (slip, confirmation): Confirmed) {
+        let is_alone = self.suspected > 0;
+        self.suspected = self.suspected.saturating_sub(1);
         let message = match confirmation {
             Ok(Confirmation::Ack(message)) => {
                 self.confirmed.push(slip);
@@ -352,6 +387,27 @@ impl PublishingChannel {
                 None
             }
             Err(failure) => {
+                match Cause::of(&failure) {
+                    // Its exchange is missing. What was sent before it may be stored: told to be lost, it is repeated.
+                    Cause::NotFound => {
+                        if let Some(open) = self.open.get_mut(&slip.call) {
+                            open.unroutable.push(slip.letter);
+                        }
+                        self.channel = None;
+                        self.end(slip);
+                        return;
+                    }
+                    Cause::Different if is_alone => {
+                        self.fail(slip, &too_large(&failure));
+                        return;
+                    }
+                    Cause::Refused if is_alone => {
+                        self.fail(slip, &translate("publish", &failure));
+                        return;
+                    }
+                    Cause::Different | Cause::Refused => self.is_refused = true,
+                    _ => {}
+                }
                 self.failure = Some(translate("publish", &failure));
                 self.again.push(slip);
                 None
@@ -386,11 +442,17 @@ impl PublishingChannel {
             "the publishing channel was lost, what is not confirmed is sent again"
         );
         self.channel = None;
+        let is_refused = std::mem::take(&mut self.is_refused);
+        if is_refused || self.suspected > 0 {
+            self.suspected += self.again.len();
+        }
         self.again.sort_unstable();
         for slip in std::mem::take(&mut self.again).into_iter().rev() {
             self.waiting.push_front(slip);
         }
-        self.rest().await;
+        if !is_refused {
+            self.rest().await;
+        }
     }
 
     fn fail(&mut self, slip: Slip, failure: &Error) {
@@ -438,7 +500,8 @@ mod tests {
         let key = if (number * 7 + task).is_multiple_of(3) { "somewhere" } else { "nowhere" };
         let id = format!("{task}/{number}");
         let properties = BasicProperties::default().with_message_id(short(&*id));
-        Letter { exchange: "".into(), key: key.to_owned(), id, payload: Bytes::from_static(b"x"), properties }
+        let payload = Bytes::from_static(b"x");
+        Letter { exchange: "".into(), key: key.to_owned(), id, payload, properties, is_first: true }
     }
 
     /// The driver hangs what comes back on other messages' confirmations; nobody is told a wrong outcome for that.

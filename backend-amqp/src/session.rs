@@ -192,6 +192,7 @@ fn parcel(delivery: &Delivery, position: u32, wait: Duration) -> Parcel {
         errors: delivery.errors.clone(),
         wait,
         returns: 0,
+        is_again: false,
     }
 }
 

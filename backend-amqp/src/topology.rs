@@ -270,12 +270,16 @@ fn queues_of(names: &Names, handler: &str) -> Vec<Declared> {
     let entry = names.entry();
     let mut queues = Vec::new();
     for place in names.places() {
-        let arguments = match place {
-            Place::Free => quorum([]),
-            Place::Partition(_) | Place::Suspect => {
-                quorum([("x-single-active-consumer", AMQPValue::Boolean(true))])
-            }
-        };
+        // What the broker itself gives up, as a policy from outside may tell it to, becomes a dead letter and is not lost.
+        let mut arguments = quorum([
+            ("x-dead-letter-exchange", text(entry.clone())),
+            ("x-dead-letter-routing-key", text(Names::route_to_dead(handler))),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+        ]);
+        if place != Place::Free {
+            arguments.insert(short("x-single-active-consumer"), AMQPValue::Boolean(true));
+        }
         let is_hashed = matches!(place, Place::Partition(_)) && names.routing == Routing::ConsistentHash;
         let binding = (entry.clone(), route_to(handler, place));
         queues.push(Declared { name: names.queue(place, handler), arguments, binding: Some(binding) });

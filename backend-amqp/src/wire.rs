@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use event_bus_core::backend::{
-    DeadLetter, DeadReason, DeliveryId, Envelope, ErrorLog, EventId, Headers, Timestamp,
+    AttemptError, DeadLetter, DeadReason, DeliveryId, Envelope, ErrorLog, EventId, Headers, Timestamp,
 };
 use event_bus_core::codec;
 use lapin::BasicProperties;
@@ -29,9 +29,16 @@ const FAILURES: &str = "event-bus-failures";
 const CRASHES: &str = "event-bus-crashes";
 const ERRORS: &str = "event-bus-errors";
 const WAIT: &str = "event-bus-wait-ms";
+/// Says that this is not the first time that a publication was sent: the copy before may have been stored.
+const AGAIN: &str = "event-bus-again";
+
 const DEAD_ID: &str = "event-bus-dead-id";
 const DEAD_REASON: &str = "event-bus-dead-reason";
 const DIED_AT: &str = "event-bus-died-at";
+
+/// Why the broker itself made a dead letter of it, and what it says of each time that it did.
+const FIRST_DEATH: &str = "x-first-death-reason";
+const DEATHS: &str = "x-death";
 
 /// How often the broker took a message back from a consumer that it had handed it to.
 const DELIVERY_COUNT: &str = "x-delivery-count";
@@ -52,6 +59,8 @@ pub(crate) struct Parcel {
     pub(crate) wait: Duration,
     /// How often the broker took it back.
     pub(crate) returns: u32,
+    /// The same publication may have been stored before.
+    pub(crate) is_again: bool,
 }
 
 /// What makes a dead letter of it.
@@ -111,6 +120,13 @@ pub(crate) fn properties(parcel: &Parcel, handler: &str, death: Option<&Death>) 
         .with_content_type(short("application/cbor"))
         .with_delivery_mode(PERSISTENT)
         .with_headers(headers)
+}
+
+/// The same message, sent again because its confirmation did not come.
+pub(crate) fn sent_again(properties: &BasicProperties) -> BasicProperties {
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    headers.insert(short(AGAIN), AMQPValue::Boolean(true));
+    properties.clone().with_headers(headers)
 }
 
 /// Whole milliseconds, rounded up: a delay is a lower bound.
@@ -174,6 +190,7 @@ impl Reader {
                 headers.number(WAIT).and_then(|wait| wait.try_into().ok()).unwrap_or(0),
             ),
             returns: headers.count(DELIVERY_COUNT).unwrap_or(0),
+            is_again: headers.0.inner().contains_key(AGAIN),
         })
     }
 
@@ -188,16 +205,38 @@ impl Reader {
         let empty = FieldTable::default();
         let headers = Fields(properties.headers().as_ref().unwrap_or(&empty));
         let word = |name| headers.bytes(name).and_then(|bytes| std::str::from_utf8(bytes).ok());
-        let id = word(DEAD_ID).and_then(|id| id.parse().ok()).ok_or("it has no number")?;
-        let reason = word(DEAD_REASON).and_then(DeadReason::from_word).ok_or("it has no known reason")?;
+        let (death, errors) = match headers.bytes(DEAD_ID) {
+            Some(_) => {
+                let id = word(DEAD_ID).and_then(|id| id.parse().ok()).ok_or("it has no number")?;
+                let reason =
+                    word(DEAD_REASON).and_then(DeadReason::from_word).ok_or("it has no known reason")?;
+                let died_at = Timestamp::from_millis(headers.number(DIED_AT).unwrap_or(0));
+                (Death { id: DeliveryId(id), reason, died_at }, parcel.errors)
+            }
+            None => {
+                let why = word(FIRST_DEATH).ok_or("it has no number")?;
+                let died_at = headers.died_at();
+                // The same whenever it is read.
+                let millis = u128::from(died_at.as_millis().unsigned_abs());
+                let chance =
+                    u128::from(xxhash_rust::xxh3::xxh3_64(parcel.envelope.id.to_string().as_bytes()));
+                let message = format!(
+                    "the broker gave it up ({why}), perhaps before it ran: a policy applies to the queues of the bus; remove it, \
+                     and replay this"
+                );
+                let error = AttemptError { attempt: parcel.failures + 1, failed_at: died_at, message };
+                let id = DeliveryId((millis << 64) | chance);
+                (Death { id, reason: DeadReason::Exhausted, died_at }, parcel.errors.with(error))
+            }
+        };
         let dead = DeadLetter {
-            id: DeliveryId(id),
+            id: death.id,
             handler: handler.clone(),
             envelope: parcel.envelope,
             failures: parcel.failures,
-            errors: parcel.errors,
-            reason,
-            died_at: Timestamp::from_millis(headers.number(DIED_AT).unwrap_or(0)),
+            errors,
+            reason: death.reason,
+            died_at: death.died_at,
             holds_key: false,
         };
         Ok((dead, parcel.position))
@@ -229,6 +268,21 @@ impl<'a> Fields<'a> {
             AMQPValue::ShortShortUInt(value) => Some(i64::from(*value)),
             _ => None,
         }
+    }
+
+    /// When the broker last made a dead letter of it.
+    fn died_at(&self) -> Timestamp {
+        let Some(AMQPValue::FieldArray(deaths)) = self.0.inner().get(DEATHS) else {
+            return Timestamp::from_millis(0);
+        };
+        let seconds = match deaths.as_slice().first() {
+            Some(AMQPValue::FieldTable(death)) => match death.inner().get("time") {
+                Some(AMQPValue::Timestamp(seconds)) => i64::try_from(*seconds).unwrap_or(0),
+                _ => 0,
+            },
+            _ => 0,
+        };
+        Timestamp::from_millis(seconds.saturating_mul(1_000))
     }
 
     fn count(&self, name: &str) -> Option<u32> {
@@ -266,6 +320,7 @@ mod tests {
             errors: ErrorLog::from_bytes(Bytes::from_static(b"\x80")),
             wait: Duration::from_micros(1_500),
             returns: 0,
+            is_again: false,
         }
     }
 
@@ -277,6 +332,18 @@ mod tests {
         assert_eq!(read.envelope, sent.envelope);
         assert_eq!((read.position, read.failures, read.crashes), (4, 2, 1));
         assert_eq!((read.errors, read.wait), (sent.errors, Duration::from_millis(2)));
+    }
+
+    #[test]
+    fn a_copy_says_that_it_is_one() {
+        let sent = parcel();
+        let first = properties(&sent, "a.b", None);
+        let mut reader = Reader::default();
+        let mut read = |properties: &BasicProperties| reader.read(properties, Vec::new()).unwrap();
+        assert!(!read(&first).is_again);
+        let copy = read(&sent_again(&first));
+        assert!(copy.is_again);
+        assert_eq!((copy.envelope.id, copy.failures), (sent.envelope.id, 2));
     }
 
     #[test]
@@ -292,6 +359,23 @@ mod tests {
             (dead.id, dead.reason, dead.died_at, position),
             (death.id, death.reason, death.died_at, 4)
         );
+    }
+
+    #[test]
+    fn what_the_broker_gave_up_is_a_dead_letter_that_says_so() {
+        let mut death = FieldTable::default();
+        death.insert(short("time"), AMQPValue::Timestamp(1_700_000_100));
+        let mut written = properties(&parcel(), "a.b", None);
+        let mut headers = written.headers().clone().unwrap();
+        headers.insert(short(FIRST_DEATH), text(b"delivery_limit"));
+        headers.insert(short(DEATHS), AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into()));
+        written = written.with_headers(headers);
+        let read = || Reader::default().read_dead(&"a.b".into(), &written, vec![1, 2]).unwrap().0;
+        let dead = read();
+        assert_eq!((dead.id, dead.failures), (read().id, 2));
+        assert_eq!(dead.died_at, Timestamp::from_millis(1_700_000_100_000));
+        let errors = dead.errors.entries();
+        assert!(errors.last().unwrap().message.contains("delivery_limit"), "{errors:?}");
     }
 
     #[test]
