@@ -86,6 +86,17 @@ impl Catalogue {
     }
 }
 
+/// What is declared when the catalogue has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Declares {
+    /// The bus, if there is none, and all handlers.
+    Everything,
+    /// Handlers that the bus knows and those that it does not: somebody deleted something.
+    WhatIsThere,
+    /// Handlers that the bus does not know.
+    WhatIsNew,
+}
+
 /// What is done about the bus as a whole, one process at a time.
 pub(crate) struct Administration {
     pub(crate) config: Arc<AmqpConfig>,
@@ -161,7 +172,7 @@ impl Administration {
         handlers: Vec<Arc<str>>,
     ) -> Result<()> {
         self.alone(operation, move |this, connection| async move {
-            this.change(operation, &connection, handlers, true).await
+            this.change(operation, &connection, handlers, Declares::Everything).await
         })
         .await
     }
@@ -182,7 +193,8 @@ impl Administration {
         }
         self.alone(operation, move |this, connection| async move {
             if again || !this.knows(&handlers) {
-                this.change(operation, &connection, handlers, false).await?;
+                let declares = if again { Declares::WhatIsThere } else { Declares::WhatIsNew };
+                this.change(operation, &connection, handlers, declares).await?;
             }
             Ok(())
         })
@@ -205,7 +217,7 @@ impl Administration {
             Some(fresh) => fresh,
             None => {
                 self.alone(operation, move |this, connection| async move {
-                    this.change(operation, &connection, Vec::new(), false).await?;
+                    this.change(operation, &connection, Vec::new(), Declares::WhatIsNew).await?;
                     let known = this.known.lock().unwrap_or_else(PoisonError::into_inner);
                     known.as_ref().map(|(known, _)| known.clone()).ok_or_else(|| no_answer(operation))
                 })
@@ -236,11 +248,12 @@ impl Administration {
         operation: &'static str,
         connection: &Connection,
         handlers: Vec<Arc<str>>,
-        may_create: bool,
+        declares: Declares,
     ) -> Result<()> {
         let limit = self.config.request_timeout;
         let channel = within(limit, operation, connection.create_channel()).await?;
         let queue = self.names.catalogue();
+        let may_create = declares == Declares::Everything;
         if may_create {
             within(limit, operation, topology::declare_catalogue(&channel, &self.names)).await?;
         } else if let Err(failure) = topology::look(&channel, &queue).await {
@@ -255,7 +268,7 @@ impl Administration {
             None if may_create => (Catalogue::new(&self.config), Vec::new()),
             None => return Err(not_prepared(operation, self.names.namespace())),
         };
-        let result = self.declare(operation, connection, &channel, &known, &handlers, may_create).await;
+        let result = self.declare(operation, connection, &channel, &known, &handlers, declares).await;
         let mut new = known.clone();
         if result.is_ok() {
             new.handlers.extend(handlers.iter().map(|name| name.to_string()));
@@ -286,12 +299,15 @@ impl Administration {
         channel: &Channel,
         known: &Catalogue,
         handlers: &[Arc<str>],
-        may_create: bool,
+        declares: Declares,
     ) -> Result<()> {
         known.check(operation, &self.config)?;
-        if may_create || !handlers.is_empty() {
-            topology::declare_shared(channel, &self.names).await?;
+        let is_known = handlers.iter().all(|name| known.handlers.contains(&**name));
+        if declares == Declares::WhatIsNew && is_known {
+            // A user who may only publish can do all that was done up to here.
+            return Ok(());
         }
+        topology::declare_shared(channel, &self.names).await?;
         let declared = topology::declare_handlers(connection, &self.names, handlers).await;
         declared.map_err(|failure| translate(operation, &failure))
     }
