@@ -5,7 +5,7 @@
 //! for [`HANDOVER`].
 
 use super::search::{Label, Model, Step};
-use super::work::{Hands, Link, Process, Set, Truth, WORKERS};
+use super::work::{Add, Cluster, FAILS, Hands, Link, Process, Set, Truth, WORKERS, runs};
 
 const TRUST: u8 = 1;
 const SILENCE: u8 = 2;
@@ -92,22 +92,6 @@ impl Postgres {
 }
 
 impl State {
-    /// The worker gives up everything: its session is over.
-    const fn loses(&mut self, worker: usize) {
-        let it = &mut self.workers[worker];
-        self.truth.loses(worker, it.hands);
-        *it = Worker {
-            process: it.process,
-            link: it.link,
-            is_connected: false,
-            owns: false,
-            trust: 0,
-            wait: 0,
-            hands: Hands { held: Set::NONE, running: Set::NONE, succeeded: Set::NONE, failed: Set::NONE },
-            sent: None,
-        };
-    }
-
     /// The server ends a session.
     fn ends(&mut self, worker: usize) {
         self.sessions[worker] = None;
@@ -148,6 +132,35 @@ impl State {
                 }
             }
         }
+    }
+}
+
+impl Cluster for State {
+    fn process(&mut self, worker: usize) -> &mut Process {
+        &mut self.workers[worker].process
+    }
+
+    fn link(&mut self, worker: usize) -> &mut Link {
+        &mut self.workers[worker].link
+    }
+
+    fn truth(&mut self) -> &mut Truth {
+        &mut self.truth
+    }
+
+    fn trusts(&self, worker: usize) -> bool {
+        self.workers[worker].trust > 0
+    }
+
+    fn loses(&mut self, worker: usize) {
+        let it = self.workers[worker];
+        self.truth.loses(worker, it.hands);
+        self.workers[worker] = Worker { process: it.process, link: it.link, ..Worker::default() };
+    }
+
+    /// What was sent before has arrived, or never does.
+    fn hangs_up(&mut self, worker: usize) {
+        self.ends(worker);
     }
 }
 
@@ -201,11 +214,9 @@ impl Model for Postgres {
     }
 }
 
-type Add<'a> = &'a mut dyn FnMut(&'static str, Option<usize>, bool, State);
-
 impl Postgres {
     /// What a worker that is up does.
-    fn works(&self, state: &State, worker: usize, step: Add<'_>) {
+    fn works(&self, state: &State, worker: usize, step: Add<'_, State>) {
         let it = state.workers[worker];
         if it.process != Process::Up {
             return;
@@ -223,33 +234,15 @@ impl Postgres {
         if state.reaches(worker) && it.sent.is_none() {
             self.asks(state, worker, step);
         }
-        if it.owns && it.wait == 0 {
-            for delivery in it.hands.startable() {
-                let mut after = *state;
-                after.workers[worker].hands.running = it.hands.running.and(Set::of(delivery));
-                after.truth.starts(worker, delivery);
-                step("starts", Some(delivery), false, after);
+        let startable = it.hands.startable().filter(|_| it.owns && it.wait == 0);
+        runs(worker, (it.hands, state.truth), startable, |what, delivery, mut hands, truth| {
+            if what == FAILS && self.has(Bug::FailedHeadLeaves) {
+                hands.held = hands.held.without(Set::of(delivery));
             }
-        }
-        for delivery in it.hands.running.each() {
-            for has_succeeded in [true, false] {
-                if has_succeeded || state.truth.may_fail(delivery) {
-                    let mut after = *state;
-                    let hands = &mut after.workers[worker].hands;
-                    hands.ends(delivery, has_succeeded);
-                    if !has_succeeded && self.has(Bug::FailedHeadLeaves) {
-                        hands.held = hands.held.without(Set::of(delivery));
-                    }
-                    after.truth.ends(worker, delivery, has_succeeded);
-                    step(
-                        if has_succeeded { "succeeds with" } else { "fails with" },
-                        Some(delivery),
-                        false,
-                        after,
-                    );
-                }
-            }
-        }
+            let mut after = State { truth, ..*state };
+            after.workers[worker].hands = hands;
+            step(what, Some(delivery), false, after);
+        });
         if it.hands.has_outcomes() && it.sent.is_none() {
             let mut after = *state;
             let Hands { succeeded, failed, .. } = it.hands;
@@ -269,7 +262,7 @@ impl Postgres {
     }
 
     /// What it asks of the server and is answered.
-    fn asks(&self, state: &State, worker: usize, step: Add<'_>) {
+    fn asks(&self, state: &State, worker: usize, step: Add<'_, State>) {
         let it = state.workers[worker];
         let mut after = *state;
         match state.lease {
@@ -298,7 +291,7 @@ impl Postgres {
 }
 
 /// What goes on without anybody's doing wrong: requests arrive and are answered, what was spoiled is whole again.
-fn recovers(state: &State, worker: usize, step: Add<'_>) {
+fn recovers(state: &State, worker: usize, step: Add<'_, State>) {
     let it = state.workers[worker];
     let is_there =
         it.link != Link::BlackHole && it.process != Process::Killed && state.sessions[worker].is_some();
@@ -334,61 +327,24 @@ fn recovers(state: &State, worker: usize, step: Add<'_>) {
         }
         _ => {}
     }
-    let mut after = *state;
-    match it.process {
-        Process::Up => {}
-        Process::Stopped => {
-            after.workers[worker].process = Process::Up;
-            // The first thing that it looks at is the time.
-            if it.trust == 0 {
-                after.loses(worker);
-            }
-            step("goes on", None, false, after);
-        }
-        Process::Killed => {
-            after.workers[worker].process = Process::Up;
-            step("is started again", None, false, after);
-        }
-    }
-    if it.link != Link::Whole {
-        let mut after = *state;
-        after.workers[worker].link = Link::Whole;
-        step("has a whole connection again", None, false, after);
-    }
+    state.heals(worker, step);
 }
 
-fn befalls(state: State, worker: usize, step: Add<'_>) {
+fn befalls(state: State, worker: usize, step: Add<'_, State>) {
     let it = state.workers[worker];
     if it.process == Process::Killed {
         return;
     }
-    let mut killed = state;
-    killed.workers[worker].process = Process::Killed;
-    // The kernel closes its connections: what was sent before has arrived, or never does.
-    killed.ends(worker);
-    killed.loses(worker);
-    step("is killed", None, true, killed);
+    state.is_killed(worker, step);
     // A worker whose session the server has ended notices with its next ping, well before a taker has waited. That it
     // falls silent at that very moment is the limit of the hand-over delay: its trust ends later then.
     if it.is_connected && state.sessions[worker].is_none() {
         return;
     }
-    if it.process == Process::Up {
-        let mut stopped = state;
-        stopped.workers[worker].process = Process::Stopped;
-        stopped.truth.stops(worker);
-        step("is stopped", None, true, stopped);
-    }
-    if it.link == Link::Whole {
-        for (link, what) in [(Link::Deaf, "hears nothing more"), (Link::BlackHole, "is in a black hole")] {
-            let mut spoiled = state;
-            spoiled.workers[worker].link = link;
-            step(what, None, true, spoiled);
-        }
-        if it.process == Process::Up && state.sessions[worker].is_some() {
-            let mut ended = state;
-            ended.ends(worker);
-            step("has its session ended", None, true, ended);
-        }
+    state.falls_silent(worker, step);
+    if it.process == Process::Up && it.link == Link::Whole && state.sessions[worker].is_some() {
+        let mut ended = state;
+        ended.ends(worker);
+        step("has its session ended", None, true, ended);
     }
 }

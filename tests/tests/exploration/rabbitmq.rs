@@ -6,7 +6,9 @@
 //! for [`SILENCE`], who trusts it for [`TRUST`].
 
 use super::search::{Label, Model, Step};
-use super::work::{DELIVERIES, Hands, Link, Process, Set, Truth, WORKERS};
+use super::work::{
+    Add, Cluster, DELIVERIES, FAILS, Hands, Link, Process, SUCCEEDS, Set, Truth, WORKERS, runs,
+};
 
 const TRUST: u8 = 1;
 const SILENCE: u8 = 2;
@@ -120,14 +122,6 @@ pub(crate) struct RabbitMq {
 }
 
 impl State {
-    fn loses(&mut self, worker: usize) {
-        let it = self.workers[worker];
-        // Whether what it acknowledged has arrived it cannot know.
-        let held = it.hands.held.and(it.acknowledged);
-        self.truth.loses(worker, Hands { held, ..it.hands });
-        self.workers[worker] = Worker { process: it.process, link: it.link, ..Worker::default() };
-    }
-
     /// The broker closes a channel: what was not acknowledged comes back.
     fn closes(&mut self, worker: usize) {
         for delivery in self.channels[worker].unacknowledged.each() {
@@ -148,6 +142,48 @@ impl State {
     const fn reaches(&self, worker: usize) -> bool {
         matches!(self.workers[worker].link, Link::Whole)
             && matches!(self.workers[worker].process, Process::Up)
+    }
+}
+
+impl Cluster for State {
+    fn process(&mut self, worker: usize) -> &mut Process {
+        &mut self.workers[worker].process
+    }
+
+    fn link(&mut self, worker: usize) -> &mut Link {
+        &mut self.workers[worker].link
+    }
+
+    fn truth(&mut self) -> &mut Truth {
+        &mut self.truth
+    }
+
+    fn trusts(&self, worker: usize) -> bool {
+        self.workers[worker].trust > 0
+    }
+
+    fn loses(&mut self, worker: usize) {
+        let it = self.workers[worker];
+        // Whether what it acknowledged has arrived it cannot know.
+        let held = it.hands.held.and(it.acknowledged);
+        self.truth.loses(worker, Hands { held, ..it.hands });
+        self.workers[worker] = Worker { process: it.process, link: it.link, ..Worker::default() };
+    }
+
+    fn hangs_up(&mut self, worker: usize) {
+        self.closes(worker);
+    }
+
+    fn catches_up(&mut self, worker: usize) {
+        let it = self.workers[worker];
+        if it.is_subscribed && self.channels[worker].is_open {
+            let missed = self.channels[worker].unacknowledged.each();
+            for delivery in missed.filter(|one| !it.hands.held.has(*one) && !it.acknowledged.has(*one)) {
+                let mine = &mut self.workers[worker];
+                mine.line.push(delivery);
+                mine.hands.held = mine.hands.held.and(Set::of(delivery));
+            }
+        }
     }
 }
 
@@ -236,19 +272,19 @@ impl Model for RabbitMq {
             };
             self.delivers(state, worker, &mut step);
             self.works(state, worker, &mut step);
-            recovers(state, worker, &mut step);
-            if state.faults < FAULTS {
-                befalls(State { faults: state.faults + 1, ..*state }, worker, &mut step);
+            state.heals(worker, &mut step);
+            if state.faults < FAULTS && state.workers[worker].process != Process::Killed {
+                let fault = State { faults: state.faults + 1, ..*state };
+                fault.is_killed(worker, &mut step);
+                fault.falls_silent(worker, &mut step);
             }
         }
     }
 }
 
-type Add<'a> = &'a mut dyn FnMut(&'static str, Option<usize>, bool, State);
-
 impl RabbitMq {
     /// What the broker does for the active consumer.
-    fn delivers(&self, state: &State, worker: usize, step: Add<'_>) {
+    fn delivers(&self, state: &State, worker: usize, step: Add<'_, State>) {
         let channel = state.channels[worker];
         let room = self.prefetch(worker).saturating_sub(channel.unacknowledged.len());
         if state.active == Some(worker) && channel.is_subscribed && room > 0 {
@@ -282,7 +318,7 @@ impl RabbitMq {
         }
     }
 
-    fn works(&self, state: &State, worker: usize, step: Add<'_>) {
+    fn works(&self, state: &State, worker: usize, step: Add<'_, State>) {
         let it = state.workers[worker];
         if it.process != Process::Up {
             return;
@@ -298,41 +334,28 @@ impl RabbitMq {
             return;
         }
         self.leaves(state, worker, step);
-        if !it.leaves {
-            for delivery in it.hands.startable_in(&it.line.each().collect::<Vec<_>>()) {
-                let mut after = *state;
-                let mine = &mut after.workers[worker];
-                mine.hands.running = it.hands.running.and(Set::of(delivery));
-                if self.has(Bug::AcknowledgesFirst) {
-                    mine.acknowledged = mine.acknowledged.and(Set::of(delivery));
-                }
-                after.truth.starts(worker, delivery);
-                step("starts", Some(delivery), false, after);
-            }
-        }
-        for delivery in it.hands.running.each() {
-            let mut after = *state;
-            after.workers[worker].hands.ends(delivery, true);
-            after.truth.ends(worker, delivery, true);
-            step("succeeds with", Some(delivery), false, after);
-            if state.truth.may_fail(delivery) {
-                let mut after = *state;
-                after.workers[worker].hands.ends(delivery, false);
+        let line: Vec<_> = it.line.each().collect();
+        let startable = it.hands.startable_in(&line).filter(|_| !it.leaves);
+        runs(worker, (it.hands, state.truth), startable, |what, delivery, hands, truth| {
+            let mut after = State { truth, ..*state };
+            let mine = &mut after.workers[worker];
+            mine.hands = hands;
+            let one = Set::of(delivery);
+            if what == FAILS {
                 // It is held here and runs again.
-                after.workers[worker].hands.forget(Set::NONE, Set::of(delivery));
-                after.truth.ends(worker, delivery, false);
+                mine.hands.forget(Set::NONE, one);
                 if self.has(Bug::Requeues) && state.reaches(worker) && state.channels[worker].is_open {
-                    let it = Set::of(delivery);
-                    let mine = &mut after.workers[worker];
-                    mine.line = mine.line.without(it);
-                    mine.hands.held = mine.hands.held.without(it);
+                    mine.line = mine.line.without(one);
+                    mine.hands.held = mine.hands.held.without(one);
                     let line = &mut after.channels[worker].unacknowledged;
-                    *line = line.without(it);
+                    *line = line.without(one);
                     after.returned.push(delivery);
                 }
-                step("fails with", Some(delivery), false, after);
+            } else if what != SUCCEEDS && self.has(Bug::AcknowledgesFirst) {
+                mine.acknowledged = mine.acknowledged.and(one);
             }
-        }
+            step(what, Some(delivery), false, after);
+        });
         if !it.hands.succeeded.is_empty() {
             let mut after = *state;
             let mine = &mut after.workers[worker];
@@ -343,7 +366,7 @@ impl RabbitMq {
         }
     }
 
-    fn leaves(&self, state: &State, worker: usize, step: Add<'_>) {
+    fn leaves(&self, state: &State, worker: usize, step: Add<'_, State>) {
         let it = state.workers[worker];
         if !it.leaves {
             let mut after = *state;
@@ -361,61 +384,6 @@ impl RabbitMq {
             after.closes(worker);
             after.workers[worker] = Worker { process: it.process, link: it.link, ..Worker::default() };
             step("closes its channel", None, false, after);
-        }
-    }
-}
-
-/// What goes on without anybody's doing wrong.
-fn recovers(state: &State, worker: usize, step: Add<'_>) {
-    let it = state.workers[worker];
-    if it.process != Process::Up {
-        let mut after = *state;
-        after.workers[worker].process = Process::Up;
-        // The first thing that a stopped one looks at is the time.
-        if it.trust == 0 {
-            after.loses(worker);
-        }
-        step("goes on, or is started again", None, false, after);
-    }
-    if it.link != Link::Whole {
-        let mut after = *state;
-        after.workers[worker].link = Link::Whole;
-        // What was sent meanwhile is there now.
-        let missed = after.channels[worker].unacknowledged.each().filter(|one| !it.hands.held.has(*one));
-        let missed: Vec<_> = missed.filter(|one| !it.acknowledged.has(*one)).collect();
-        if it.is_subscribed && state.channels[worker].is_open {
-            for delivery in missed {
-                let mine = &mut after.workers[worker];
-                mine.line.push(delivery);
-                mine.hands.held = mine.hands.held.and(Set::of(delivery));
-            }
-        }
-        step("has a whole connection again", None, false, after);
-    }
-}
-
-fn befalls(state: State, worker: usize, step: Add<'_>) {
-    let it = state.workers[worker];
-    if it.process == Process::Killed {
-        return;
-    }
-    let mut killed = state;
-    killed.workers[worker].process = Process::Killed;
-    killed.loses(worker);
-    // The kernel closes its connection.
-    killed.closes(worker);
-    step("is killed", None, true, killed);
-    if it.process == Process::Up {
-        let mut stopped = state;
-        stopped.workers[worker].process = Process::Stopped;
-        stopped.truth.stops(worker);
-        step("is stopped", None, true, stopped);
-    }
-    if it.link == Link::Whole {
-        for (link, what) in [(Link::Deaf, "hears nothing more"), (Link::BlackHole, "is in a black hole")] {
-            let mut spoiled = state;
-            spoiled.workers[worker].link = link;
-            step(what, None, true, spoiled);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! a request of a connection that was cut may be executed late.
 
 use super::search::{Label, Model, Step};
-use super::work::{Hands, Link, Process, Set, Truth, WORKERS};
+use super::work::{Add, Cluster, Hands, Link, Process, Set, Truth, WORKERS, runs};
 
 const TRUST: u8 = 1;
 const LEASE: u8 = 2;
@@ -70,12 +70,6 @@ pub(crate) struct Redis {
 }
 
 impl State {
-    fn loses(&mut self, worker: usize) {
-        let it = self.workers[worker];
-        self.truth.loses(worker, it.hands);
-        self.workers[worker] = Worker { process: it.process, link: it.link, ..Worker::default() };
-    }
-
     /// A worker is declared dead, or was there under another name.
     fn unregister(&mut self, worker: usize) {
         self.registered[worker] = false;
@@ -89,6 +83,33 @@ impl State {
         matches!(self.workers[worker].link, Link::Whole)
             && matches!(self.workers[worker].process, Process::Up)
     }
+}
+
+impl Cluster for State {
+    fn process(&mut self, worker: usize) -> &mut Process {
+        &mut self.workers[worker].process
+    }
+
+    fn link(&mut self, worker: usize) -> &mut Link {
+        &mut self.workers[worker].link
+    }
+
+    fn truth(&mut self) -> &mut Truth {
+        &mut self.truth
+    }
+
+    fn trusts(&self, worker: usize) -> bool {
+        self.workers[worker].trust > 0
+    }
+
+    fn loses(&mut self, worker: usize) {
+        let it = self.workers[worker];
+        self.truth.loses(worker, it.hands);
+        self.workers[worker] = Worker { process: it.process, link: it.link, ..Worker::default() };
+    }
+
+    /// The server knows nothing of connections.
+    fn hangs_up(&mut self, _: usize) {}
 }
 
 impl Redis {
@@ -189,10 +210,8 @@ impl Model for Redis {
     }
 }
 
-type Add<'a> = &'a mut dyn FnMut(&'static str, Option<usize>, bool, State);
-
 impl Redis {
-    fn works(&self, state: &State, worker: usize, step: Add<'_>) {
+    fn works(&self, state: &State, worker: usize, step: Add<'_, State>) {
         let it = state.workers[worker];
         if it.process != Process::Up {
             return;
@@ -224,29 +243,12 @@ impl Redis {
         if state.reaches(worker) && state.registered[worker] {
             self.asks(state, worker, step);
         }
-        if it.owns {
-            for delivery in it.hands.startable() {
-                let mut after = *state;
-                after.workers[worker].hands.running = it.hands.running.and(Set::of(delivery));
-                after.truth.starts(worker, delivery);
-                step("starts", Some(delivery), false, after);
-            }
-        }
-        for delivery in it.hands.running.each() {
-            for has_succeeded in [true, false] {
-                if has_succeeded || state.truth.may_fail(delivery) {
-                    let mut after = *state;
-                    after.workers[worker].hands.ends(delivery, has_succeeded);
-                    after.truth.ends(worker, delivery, has_succeeded);
-                    step(
-                        if has_succeeded { "succeeds with" } else { "fails with" },
-                        Some(delivery),
-                        false,
-                        after,
-                    );
-                }
-            }
-        }
+        let startable = it.hands.startable().filter(|_| it.owns);
+        runs(worker, (it.hands, state.truth), startable, |what, delivery, hands, truth| {
+            let mut after = State { truth, ..*state };
+            after.workers[worker].hands = hands;
+            step(what, Some(delivery), false, after);
+        });
         if it.hands.has_outcomes() && it.sent.is_none() {
             let mut after = *state;
             let Hands { succeeded, failed, .. } = it.hands;
@@ -256,7 +258,7 @@ impl Redis {
     }
 
     /// What it asks of the server and is answered.
-    fn asks(&self, state: &State, worker: usize, step: Add<'_>) {
+    fn asks(&self, state: &State, worker: usize, step: Add<'_, State>) {
         let it = state.workers[worker];
         let other = 1 - worker;
         if state.owner.is_none() && !it.owns {
@@ -296,7 +298,7 @@ impl Redis {
     }
 
     /// What goes on without anybody's doing wrong.
-    fn recovers(&self, state: &State, worker: usize, step: Add<'_>) {
+    fn recovers(&self, state: &State, worker: usize, step: Add<'_, State>) {
         let it = state.workers[worker];
         if let Some(settle) = it.sent
             && it.process != Process::Killed
@@ -315,52 +317,17 @@ impl Redis {
                 step("is answered", None, false, after);
             }
         }
-        let mut after = *state;
-        match it.process {
-            Process::Up => {}
-            Process::Stopped => {
-                after.workers[worker].process = Process::Up;
-                // The first thing that it looks at is the time.
-                if it.trust == 0 {
-                    after.loses(worker);
-                }
-                step("goes on", None, false, after);
-            }
-            Process::Killed => {
-                after.workers[worker].process = Process::Up;
-                step("is started again", None, false, after);
-            }
-        }
-        if it.link != Link::Whole {
-            let mut after = *state;
-            after.workers[worker].link = Link::Whole;
-            step("has a whole connection again", None, false, after);
-        }
+        state.heals(worker, step);
     }
 }
 
-fn befalls(state: State, worker: usize, step: Add<'_>) {
+fn befalls(state: State, worker: usize, step: Add<'_, State>) {
     let it = state.workers[worker];
     if it.process == Process::Killed {
         return;
     }
-    let mut killed = state;
-    killed.workers[worker].process = Process::Killed;
-    killed.loses(worker);
-    step("is killed", None, true, killed);
-    if it.process == Process::Up {
-        let mut stopped = state;
-        stopped.workers[worker].process = Process::Stopped;
-        stopped.truth.stops(worker);
-        step("is stopped", None, true, stopped);
-    }
-    if it.link == Link::Whole {
-        for (link, what) in [(Link::Deaf, "hears nothing more"), (Link::BlackHole, "is in a black hole")] {
-            let mut spoiled = state;
-            spoiled.workers[worker].link = link;
-            step(what, None, true, spoiled);
-        }
-    }
+    state.is_killed(worker, step);
+    state.falls_silent(worker, step);
     // The connection is cut: the request is made again on another one, and its first copy is still on its way.
     if let Some(settle) = it.sent
         && state.late.is_none()

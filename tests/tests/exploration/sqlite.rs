@@ -4,7 +4,7 @@
 //! not there when the process is killed.
 
 use super::search::{Label, Model, Step};
-use super::work::{Hands, Process, Set, Truth, WORKERS};
+use super::work::{Add, Hands, Process, Set, Truth, WORKERS, runs};
 
 /// How many things go wrong.
 const FAULTS: u8 = 3;
@@ -79,10 +79,8 @@ impl Model for Sqlite {
     }
 }
 
-type Add<'a> = &'a mut dyn FnMut(&'static str, Option<usize>, bool, State);
-
 impl Sqlite {
-    fn works(&self, state: &State, worker: usize, step: Add<'_>) {
+    fn works(&self, state: &State, worker: usize, step: Add<'_, State>) {
         let it = state.workers[worker];
         let is_held_long = self.bug == Some(Bug::TakesWhatIsHeld)
             && state.lock.is_some_and(|owner| state.workers[owner].process == Process::Stopped);
@@ -120,27 +118,11 @@ impl Sqlite {
                 step("leaves", None, false, after);
             }
         }
-        for delivery in it.hands.startable() {
-            let mut after = *state;
-            after.workers[worker].hands.running = it.hands.running.and(Set::of(delivery));
-            after.truth.starts(worker, delivery);
-            step("starts", Some(delivery), false, after);
-        }
-        for delivery in it.hands.running.each() {
-            for has_succeeded in [true, false] {
-                if has_succeeded || state.truth.may_fail(delivery) {
-                    let mut after = *state;
-                    after.workers[worker].hands.ends(delivery, has_succeeded);
-                    after.truth.ends(worker, delivery, has_succeeded);
-                    step(
-                        if has_succeeded { "succeeds with" } else { "fails with" },
-                        Some(delivery),
-                        false,
-                        after,
-                    );
-                }
-            }
-        }
+        runs(worker, (it.hands, state.truth), it.hands.startable(), |what, delivery, hands, truth| {
+            let mut after = State { truth, ..*state };
+            after.workers[worker].hands = hands;
+            step(what, Some(delivery), false, after);
+        });
         if let Some((succeeded, failed)) = it.commits {
             let mut after = *state;
             after.done = after.done.and(succeeded);
@@ -152,7 +134,7 @@ impl Sqlite {
     }
 }
 
-fn befalls(state: State, worker: usize, step: Add<'_>) {
+fn befalls(state: State, worker: usize, step: Add<'_, State>) {
     let it = state.workers[worker];
     for is_stored in [false, true] {
         let mut killed = state;

@@ -194,3 +194,106 @@ impl Truth {
         }
     }
 }
+
+/// Adds a step: what, with which delivery, whether it is a fault, the state after it.
+pub(crate) type Add<'a, S> = &'a mut dyn FnMut(&'static str, Option<usize>, bool, S);
+
+/// What the engine of a worker can do with the deliveries in its hands: start one of these, or end a run.
+pub(crate) fn runs(
+    worker: usize,
+    (hands, truth): (Hands, Truth),
+    startable: impl Iterator<Item = usize>,
+    mut step: impl FnMut(&'static str, usize, Hands, Truth),
+) {
+    for delivery in startable {
+        let (mut hands, mut truth) = (hands, truth);
+        hands.running = hands.running.and(Set::of(delivery));
+        truth.starts(worker, delivery);
+        step("starts", delivery, hands, truth);
+    }
+    for delivery in hands.running.each() {
+        for has_succeeded in [true, false] {
+            if has_succeeded || truth.may_fail(delivery) {
+                let (mut hands, mut truth) = (hands, truth);
+                hands.ends(delivery, has_succeeded);
+                truth.ends(worker, delivery, has_succeeded);
+                step(if has_succeeded { SUCCEEDS } else { FAILS }, delivery, hands, truth);
+            }
+        }
+    }
+}
+
+pub(crate) const SUCCEEDS: &str = "succeeds with";
+pub(crate) const FAILS: &str = "fails with";
+
+/// A store with processes connected to it.
+pub(crate) trait Cluster: Copy {
+    fn process(&mut self, worker: usize) -> &mut Process;
+    fn link(&mut self, worker: usize) -> &mut Link;
+    fn truth(&mut self) -> &mut Truth;
+
+    /// Whether a worker still believes in its right.
+    fn trusts(&self, worker: usize) -> bool;
+
+    /// A worker gives up what it had.
+    fn loses(&mut self, worker: usize);
+
+    /// The kernel closes the connections of a killed worker.
+    fn hangs_up(&mut self, worker: usize);
+
+    /// What was sent over a spoiled connection meanwhile is there now.
+    fn catches_up(&mut self, _worker: usize) {}
+
+    /// Processes and connections become whole again.
+    fn heals(mut self, worker: usize, step: Add<'_, Self>) {
+        let mut after = self;
+        match *self.process(worker) {
+            Process::Up => {}
+            Process::Stopped => {
+                *after.process(worker) = Process::Up;
+                // The first thing that it looks at is the time.
+                if !self.trusts(worker) {
+                    after.loses(worker);
+                }
+                step("goes on", None, false, after);
+            }
+            Process::Killed => {
+                *after.process(worker) = Process::Up;
+                step("is started again", None, false, after);
+            }
+        }
+        if *self.link(worker) != Link::Whole {
+            let mut after = self;
+            *after.link(worker) = Link::Whole;
+            after.catches_up(worker);
+            step("has a whole connection again", None, false, after);
+        }
+    }
+
+    /// It is killed.
+    fn is_killed(self, worker: usize, step: Add<'_, Self>) {
+        let mut killed = self;
+        *killed.process(worker) = Process::Killed;
+        killed.hangs_up(worker);
+        killed.loses(worker);
+        step("is killed", None, true, killed);
+    }
+
+    /// It is stopped, or its connection is spoiled.
+    fn falls_silent(mut self, worker: usize, step: Add<'_, Self>) {
+        if *self.process(worker) == Process::Up {
+            let mut stopped = self;
+            *stopped.process(worker) = Process::Stopped;
+            stopped.truth().stops(worker);
+            step("is stopped", None, true, stopped);
+        }
+        if *self.link(worker) == Link::Whole {
+            for (link, what) in [(Link::Deaf, "hears nothing more"), (Link::BlackHole, "is in a black hole")]
+            {
+                let mut spoiled = self;
+                *spoiled.link(worker) = link;
+                step(what, None, true, spoiled);
+            }
+        }
+    }
+}
