@@ -27,8 +27,8 @@ mod connection;
 mod steering;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
@@ -49,7 +49,7 @@ pub struct Proxy {
 
 /// What a test sees and steers.
 struct Shared {
-    target: String,
+    target: Mutex<String>,
     steering: watch::Sender<Steering>,
     /// Connections under way.
     open: AtomicUsize,
@@ -79,7 +79,7 @@ impl Proxy {
             }
         };
         let shared = Arc::new(Shared {
-            target: target.to_owned(),
+            target: Mutex::new(target.to_owned()),
             steering: watch::Sender::new(Steering::default()),
             open: AtomicUsize::new(0),
             passed: Default::default(),
@@ -99,6 +99,11 @@ impl Proxy {
         let end = url[start..].find(['/', '?']).map_or(url.len(), |at| start + at);
         let host = url[start..end].rfind('@').map_or(start, |at| start + at + 1);
         format!("{}{}{}", &url[..host], self.address, &url[end..])
+    }
+
+    /// New connections lead elsewhere (`host:port`), as a name does after a failover; those under way stay where they are.
+    pub fn lead_to(&self, target: &str) {
+        target.clone_into(&mut self.shared.target.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// How bytes flow in one direction, in all connections.
@@ -221,7 +226,8 @@ async fn accept(listener: TcpListener, address: SocketAddr, shared: Arc<Shared>)
 
 async fn serve(client: TcpStream, shared: Arc<Shared>) {
     let steering = shared.steering.subscribe();
-    let Ok(server) = TcpStream::connect(&shared.target).await else {
+    let target = shared.target.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let Ok(server) = TcpStream::connect(target).await else {
         // As near as a proxy comes to a refusal.
         let _ = client.set_zero_linger();
         return;
