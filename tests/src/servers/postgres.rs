@@ -1,5 +1,7 @@
 //! Postgres.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -19,6 +21,9 @@ static SHARED: OnceCell<Postgres> = OnceCell::const_new();
 
 /// Who owns everything in a server of tests.
 const SUPERUSER: &str = "postgres";
+
+/// Not a setting of the server: the URL of another one, of which it is a standby.
+const STANDBY_OF: &str = "standby_of";
 
 impl Engine for PostgresEngine {
     const NAME: &'static str = "postgres";
@@ -55,9 +60,18 @@ impl Engine for PostgresEngine {
 
     fn install(place: &Place) -> Result<(), String> {
         let data = place.directory.join("data");
-        std::fs::create_dir(&data).map_err(|error| format!("{}: {error}", data.display()))?;
+        let in_words = |error| format!("{}: {error}", data.display());
+        std::fs::create_dir(&data).map_err(in_words)?;
+        // Otherwise the server refuses it, and only initdb would see to that.
+        std::fs::set_permissions(&data, Permissions::from_mode(0o700)).map_err(in_words)?;
         if let Some((user, group)) = other_user()? {
             std::os::unix::fs::chown(&data, Some(user), Some(group)).map_err(|error| error.to_string())?;
+        }
+        if let Some((_, primary)) = place.settings().find(|(name, _)| *name == STANDBY_OF) {
+            let mut backup = as_server(command(&program("pg_basebackup")?, place)?)?;
+            backup.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", primary]);
+            backup.arg("--pgdata").arg(&data);
+            return run(backup, place);
         }
         let mut initdb = as_server(command(&program("initdb")?, place)?)?;
         // The server synchronises; what comes before its first commit need not.
@@ -71,7 +85,8 @@ impl Engine for PostgresEngine {
         server.arg("-D").arg(place.directory.join("data"));
         let port = place.ports.main.to_string();
         let fixed = [("port", &*port), ("listen_addresses", "127.0.0.1"), ("unix_socket_directories", "")];
-        for (name, value) in fixed.into_iter().chain(place.settings()) {
+        let settings = place.settings().filter(|(name, _)| *name != STANDBY_OF);
+        for (name, value) in fixed.into_iter().chain(settings) {
             server.arg("-c").arg(format!("{name}={value}"));
         }
         Ok(vec![spawn(server)?])
@@ -141,6 +156,17 @@ pub struct Database {
 }
 
 impl Postgres {
+    /// Starts a copy of the server at `primary` that follows it, until `pg_promote()` makes it a primary of its own.
+    ///
+    /// # Panics
+    /// If it cannot be started; the text says why.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves a server that its keeper stops.
+    pub async fn standby_of(primary: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start(&[settings, &[(STANDBY_OF, primary)]].concat()).await
+    }
+
     /// A new, empty database. Advisory locks and notifications of databases do not meet.
     ///
     /// # Panics
