@@ -117,6 +117,9 @@ impl Keeper {
     }
 
     async fn try_claim(&mut self, request: &ClaimRequest, answer: &mut Answer) -> Result<()> {
+        if self.quarantine.is_some() {
+            return Ok(());
+        }
         answer.claimed.next_due_in = self.promote().await?;
         self.refill(request, answer).await?;
         let demands: Vec<_> = request

@@ -68,6 +68,15 @@ pub(crate) struct Handler {
     pub(crate) window: i32,
 }
 
+/// The tables have another history than before: they are a copy that was made before it ended (a standby that lagged, a
+/// backup). What they say about who owns what may be out of date, locks are not copied, and an owner that hears nothing
+/// from the old server believes in its session for a while. So nothing is taken until its trust must have ended.
+#[derive(Debug)]
+pub(crate) struct Quarantine {
+    pub(crate) until: Instant,
+    pub(crate) history: String,
+}
+
 /// A lease that this worker has.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -114,6 +123,7 @@ pub(crate) struct Keeper {
     pub(crate) free_floors: Vec<(i64, i64)>,
     /// A claim failed: what it had locked was passed over by others, who must look again.
     pub(crate) must_give_back: bool,
+    pub(crate) quarantine: Option<Quarantine>,
     /// When it looks next at who owns what.
     pub(crate) next_beat: Instant,
     pub(crate) forget_keys_at: Instant,
@@ -150,6 +160,7 @@ impl Keeper {
             final_to: 0,
             free_floors,
             must_give_back: false,
+            quarantine: None,
             next_beat: now,
             forget_keys_at: now,
         }

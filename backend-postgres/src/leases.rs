@@ -54,6 +54,9 @@ impl Keeper {
             self.state.end("this worker was declared dead");
             return Ok(());
         }
+        if self.is_quarantined().await? {
+            return Ok(());
+        }
         let has_buried = self.bury_vanished(&survey).await?;
         self.share(&survey, has_buried).await?;
         if self.version < ENDS_SILENT_SESSIONS {
@@ -78,6 +81,20 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// Whether nothing may be taken yet, see [`Quarantine`](crate::keeper::Quarantine).
+    async fn is_quarantined(&mut self) -> Result<bool> {
+        let Some(quarantine) = &self.quarantine else { return Ok(false) };
+        if Instant::now() < quarantine.until {
+            return Ok(true);
+        }
+        let sent_at = BootTime::now();
+        let turned = store::turn_history(self.shared.at(), &mut self.connection, &quarantine.history).await;
+        self.heard("survey", sent_at, turned)?;
+        self.quarantine = None;
+        self.state.bell.notify_one();
+        Ok(false)
     }
 
     /// Learns how far transactions have come, see the module's documentation.

@@ -13,11 +13,12 @@ use event_bus_core::{Error, ErrorKind, Result, SLOTS};
 use sqlx::postgres::PgConnection;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::boot::BootTime;
 use crate::connection::{SESSION_SILENCE, Shared, TRUST, connect_session, locked, session_statement_timeout};
 use crate::error::{error, translate};
-use crate::keeper::{Handler, Keeper, Operation};
+use crate::keeper::{Handler, Keeper, Operation, Quarantine};
 use crate::listen;
 use crate::migrate;
 use crate::publish::handler_ids;
@@ -123,13 +124,14 @@ pub(crate) async fn open(shared: &Arc<Shared>, spec: &WorkerSpec) -> Result<Post
     let late = |_| error(ErrorKind::Unavailable, "open", format!("{} does not answer in time", shared.place));
     let mut connection = timeout.map_err(late)?.map_err(failed)?;
     let entered = tokio::time::timeout(TRUST, enter(shared, &mut connection, spec)).await;
-    let Entered { worker, version, handlers, sent_at } = entered.map_err(late)??;
+    let Entered { worker, version, handlers, quarantine, sent_at } = entered.map_err(late)??;
 
     let state = Arc::new(State::new(sent_at));
     shared.hang_bell(&state.bell);
     let (operations, requests) = mpsc::channel(QUEUE);
     let ids = handlers.iter().map(|handler| handler.id).collect();
-    let keeper = Keeper::new(shared.clone(), state.clone(), connection, worker, version, handlers);
+    let mut keeper = Keeper::new(shared.clone(), state.clone(), connection, worker, version, handlers);
+    keeper.quarantine = quarantine;
     let keeping = tokio::spawn(keeper.run(requests));
     let mut helpers = vec![tokio::spawn(watch(state.clone(), keeping))];
     if shared.config.is_notifying {
@@ -150,6 +152,7 @@ struct Entered {
     worker: i32,
     version: i32,
     handlers: Vec<Handler>,
+    quarantine: Option<Quarantine>,
     sent_at: BootTime,
 }
 
@@ -194,7 +197,39 @@ async fn enter(shared: &Shared, connection: &mut PgConnection, spec: &WorkerSpec
     store::enter_handlers(shared.at(), connection, worker, &ids, &windows, i32::from(SLOTS))
         .await
         .map_err(failed)?;
-    Ok(Entered { worker, version: facts.version, handlers, sent_at })
+    let quarantine = quarantine(shared, connection).await?;
+    Ok(Entered { worker, version: facts.version, handlers, quarantine, sent_at })
+}
+
+/// Whether this server's tables are a copy that others may not know to be the one that counts now. Servers that do not
+/// tell their history are taken as they are.
+async fn quarantine(shared: &Shared, connection: &mut PgConnection) -> Result<Option<Quarantine>> {
+    let failed = |failure: sqlx::Error| translate("open", &shared.place, &failure, false);
+    let (history, noted) = match store::history(shared.at(), connection).await {
+        Ok(found) => found,
+        Err(failure) if matches!(failure, sqlx::Error::Database(_)) => {
+            tracing::debug!(error = %failure, "the server does not tell its history; a failover will not be noticed");
+            return Ok(None);
+        }
+        Err(failure) => return Err(failed(failure)),
+    };
+    match noted {
+        Some(noted) if noted != history => {
+            tracing::warn!(
+                before = noted,
+                now = history,
+                wait = ?SESSION_SILENCE,
+                "the database has another history than before (a failover, a restore?): until everybody must have \
+                 noticed, this worker takes nothing"
+            );
+            Ok(Some(Quarantine { until: Instant::now() + SESSION_SILENCE, history }))
+        }
+        Some(_) => Ok(None),
+        None => {
+            store::turn_history(shared.at(), connection, &history).await.map_err(failed)?;
+            Ok(None)
+        }
+    }
 }
 
 /// Ends the session when nothing was heard for too long, whatever the keeper is waiting for.

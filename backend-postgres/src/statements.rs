@@ -48,6 +48,7 @@ statements! {
     forget_keys,
     give_back,
     handlers,
+    history,
     leave,
     let_go,
     load,
@@ -68,6 +69,7 @@ statements! {
     start,
     survey,
     take,
+    turn_history,
     wait_apart,
     wait_in_place,
 }

@@ -172,6 +172,17 @@ pub(crate) async fn session(
     })
 }
 
+/// The history of this server's tables, and the one that was noted last.
+pub(crate) async fn history(at: At<'_>, connection: &mut PgConnection) -> Result<(String, Option<String>)> {
+    let row = query(at, &at.sql.history).fetch_one(connection).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// Leases are given out under this history from now on.
+pub(crate) async fn turn_history(at: At<'_>, connection: &mut PgConnection, history: &str) -> Result<()> {
+    query(at, &at.sql.turn_history).bind(history).execute(connection).await.map(drop)
+}
+
 /// A worker begins: its id, and whether its lock was taken.
 pub(crate) async fn enter(
     at: At<'_>,

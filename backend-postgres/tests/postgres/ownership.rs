@@ -301,3 +301,31 @@ async fn an_open_transaction_does_not_make_claims_walk_over_what_is_done() {
     let walked = settled().await - before;
     assert!(walked < 5_000, "ten claims read {walked} entries of an index");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_history_of_the_database_has_changed_nothing_is_taken_until_every_owner_must_have_stopped()
+{
+    let store = Store::new().await;
+    let first = store.open(&[handler("a")]).await;
+    store.publish(events(&["keyed"], Some("k"))).await;
+    store.publish(events(&["free"], None)).await;
+    let before = claim_all(&first, 1, 2).await;
+    let noted = "select count(*) from event_bus.meta where key = 'history' and value <> 'another/00000001'";
+    assert_eq!(store.number(noted).await, 1);
+    // As a copy of these tables looks to whoever meets it under another system.
+    store.execute("update event_bus.meta set value = 'another/00000001' where key = 'history'").await;
+    drop(first);
+    let (second, opened_at) = (store.open(&[handler("a")]).await, std::time::Instant::now());
+    let after = claim_all(&second, 1, 2).await;
+    // The old owner trusts its session for eight seconds.
+    assert!(opened_at.elapsed() > Duration::from_secs(8), "taken after {:?}", opened_at.elapsed());
+    assert_eq!(store.number(noted).await, 1);
+    let fence = |all: &[Delivery]| all.iter().map(|delivery| delivery.fence).max();
+    assert!(fence(&after) > fence(&before).map(|fence| fence + 1_000_000), "epochs may have gone back");
+    // Who comes later knows the history.
+    second.close().await.unwrap();
+    let third = store.open(&[handler("a")]).await;
+    assert_eq!(claim_all(&third, 1, 2).await.len(), 2);
+    let raised = "select count(*) from event_bus.lease where epoch / 1000000000 <> 1";
+    assert_eq!(store.number(raised).await, 0, "epochs are raised once");
+}
