@@ -96,6 +96,13 @@ pub(super) struct Store {
 }
 
 impl Store {
+    /// Another server is the one that counts, from now on.
+    pub(super) fn fail_over<E: Engine>(&mut self, server: Server<E>) {
+        self.url = server.url().to_owned();
+        self.patient_url.clone_from(&self.url);
+        self.server = Some(Box::new(server));
+    }
+
     /// The server. Rows ask beforehand whether there is one.
     pub(super) fn server(&self) -> &dyn Victim {
         self.server.as_deref().expect("a medium with a server")
