@@ -41,6 +41,13 @@ impl Cause {
             sqlx::Error::Database(database) => {
                 Self::of_code(&database.code().unwrap_or_default(), database.message())
             }
+            // So rustls refuses a server.
+            sqlx::Error::Io(refused)
+                if refused.kind() == std::io::ErrorKind::InvalidData
+                    && refused.to_string().contains("peer certificate") =>
+            {
+                Self::Configuration
+            }
             sqlx::Error::Io(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed

@@ -8,3 +8,4 @@ mod outcomes;
 mod ownership;
 mod publishing;
 mod roles;
+mod tls;
