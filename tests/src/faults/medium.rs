@@ -1,5 +1,6 @@
 //! The stores that faults befall.
 
+use std::any::Any;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -111,7 +112,7 @@ impl Store {
 
 /// What can be done to a server of whatever kind.
 #[async_trait]
-pub(super) trait Victim: Send + Sync {
+pub(super) trait Victim: Any + Send + Sync {
     /// Where it listens.
     fn host(&self) -> String;
     /// As `kill -9`.

@@ -3,6 +3,7 @@
 mod everything;
 mod network;
 mod postgres;
+mod rabbitmq;
 mod redis;
 mod servers;
 mod sqlite;
@@ -57,6 +58,7 @@ pub(super) fn all() -> Vec<Row> {
         servers::rows(),
         postgres::rows(),
         redis::rows(),
+        rabbitmq::rows(),
         sqlite::rows(),
         everything::rows(),
     ]
@@ -78,6 +80,10 @@ fn not_postgres(medium: Medium) -> Option<&'static str> {
 
 fn not_redis(medium: Medium) -> Option<&'static str> {
     (medium != Medium::Redis).then_some("it is about Redis")
+}
+
+fn not_rabbitmq(medium: Medium) -> Option<&'static str> {
+    (medium != Medium::RabbitMq).then_some("it is about RabbitMQ")
 }
 
 fn not_sqlite(medium: Medium) -> Option<&'static str> {

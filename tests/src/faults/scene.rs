@@ -1,5 +1,6 @@
 //! What a row has in hand.
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub(super) struct Scene {
     next: u64,
     /// Dropped after the processes.
     pub(super) store: Store,
+    /// What must be there until the verdict, such as other servers.
+    pub(super) kept: Vec<Box<dyn Any + Send + Sync>>,
 }
 
 impl Scene {
@@ -55,7 +58,8 @@ impl Scene {
         let nowhere = Ledger::open("/dev/null".as_ref()).unwrap();
         let bus = crate::node::bus(&store.url, &nowhere, 0, None, &Arc::new(OnceLock::new())).await.unwrap();
         let fleet = Fleet::new(program(), store.url.clone(), bus);
-        Self { medium, fleet, random: fastrand::Rng::with_seed(seed), lasts, next: 0, store }
+        let random = fastrand::Rng::with_seed(seed);
+        Self { medium, fleet, random, lasts, next: 0, store, kept: Vec::new() }
     }
 
     /// A line of success before anything goes wrong: scripts are loaded, topology is declared.

@@ -118,6 +118,11 @@ impl Place {
         self.directory.join("log")
     }
 
+    /// One of the settings.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.settings().find(|(own, _)| *own == name).map(|(_, value)| value)
+    }
+
     /// The settings, by name.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
         self.settings.iter().map(|(name, value)| (&**name, &**value))

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpStream as BlockingStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -24,6 +25,11 @@ static SHARED: OnceCell<RabbitMq> = OnceCell::const_new();
 
 /// The plugins, in the language of the file that lists them.
 const PLUGINS: &str = "[rabbitmq_consistent_hash_exchange,rabbitmq_management].\n";
+
+/// Settings that are none of `rabbitmq.conf`: the secret of a cluster, and the port of the mapper by which its nodes find one
+/// another.
+const COOKIE: &str = "erlang.cookie";
+const MAPPER: &str = "erlang.mapper";
 
 /// Where Debian keeps the scripts that do not ask who calls.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
@@ -65,6 +71,12 @@ impl Engine for RabbitMqEngine {
     }
 
     fn install(place: &Place) -> Result<(), String> {
+        if let Some(cookie) = place.setting(COOKIE) {
+            let file = place.directory.join(".erlang.cookie");
+            let in_words = |error| format!("{}: {error}", file.display());
+            fs::write(&file, cookie).map_err(in_words)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o400)).map_err(in_words)?;
+        }
         let conf = format!(
             "listeners.tcp.1 = 127.0.0.1:{}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n\
              log.file = false\nlog.console = true\n{}",
@@ -80,6 +92,12 @@ impl Engine for RabbitMqEngine {
     }
 
     fn spawn(place: &Place) -> Result<Vec<Child>, String> {
+        let mut server = node(command(&program("rabbitmq-server")?, place)?, place);
+        // Without a shell in between: signals reach the server itself.
+        server.env("RUNNING_UNDER_SYSTEMD", "true");
+        if place.setting(MAPPER).is_some() {
+            return Ok(vec![spawn(server)?]);
+        }
         // Erlang starts a port mapper by itself where none answers, but for ever and not in our place.
         let port = place.ports.inner[0];
         let mut mapper = command(&program("epmd")?, place)?;
@@ -93,9 +111,6 @@ impl Engine for RabbitMqEngine {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let mut server = node(command(&program("rabbitmq-server")?, place)?, place);
-        // Without a shell in between: signals reach the server itself.
-        server.env("RUNNING_UNDER_SYSTEMD", "true");
         Ok(vec![mapper, spawn(server)?])
     }
 
@@ -121,7 +136,8 @@ impl Engine for RabbitMqEngine {
 
 /// The settings as lines of `rabbitmq.conf`.
 fn lines(place: &Place) -> String {
-    place.settings().map(|(name, value)| format!("{name} = {value}\n")).collect()
+    let settings = place.settings().filter(|(name, _)| ![COOKIE, MAPPER].contains(name));
+    settings.map(|(name, value)| format!("{name} = {value}\n")).collect()
 }
 
 /// A program of RabbitMQ or of Erlang.
@@ -133,13 +149,14 @@ fn program(name: &str) -> Result<PathBuf, String> {
 /// The environment of all programs of a node.
 fn node(mut command: Command, place: &Place) -> Command {
     let directory = &place.directory;
-    let [mapper, nodes] = place.ports.inner;
+    let [own_mapper, nodes] = place.ports.inner;
+    let mapper = place.setting(MAPPER).map_or_else(|| own_mapper.to_string(), str::to_owned);
     command
         .env("HOME", directory)
-        .env("ERL_EPMD_PORT", mapper.to_string())
+        .env("ERL_EPMD_PORT", mapper)
         .env("ERL_EPMD_ADDRESS", "127.0.0.1")
         .env("RABBITMQ_CONF_ENV_FILE", directory.join("environment"))
-        .env("RABBITMQ_NODENAME", format!("{}@localhost", place.name))
+        .env("RABBITMQ_NODENAME", node_name(place))
         .env("RABBITMQ_DIST_PORT", nodes.to_string())
         .env("RABBITMQ_CONFIG_FILE", directory.join("rabbitmq.conf"))
         .env("RABBITMQ_ADVANCED_CONFIG_FILE", directory.join("advanced.config"))
@@ -149,6 +166,10 @@ fn node(mut command: Command, place: &Place) -> Command {
         .env("RABBITMQ_PID_FILE", directory.join("pid"))
         .env("RABBITMQ_GENERATED_CONFIG_DIR", directory.join("generated"));
     command
+}
+
+fn node_name(place: &Place) -> String {
+    format!("{}@localhost", place.name)
 }
 
 /// A virtual host of one case.
@@ -186,6 +207,35 @@ impl RabbitMq {
     /// A dropped future leaves a call that may still be made.
     pub async fn manage(&self, method: &str, path: &str, body: &str) -> Result<String, String> {
         manage(&self.address, method, path, body).await
+    }
+
+    /// Starts another node and lets it join this one's cluster. Queues that are there already do not spread to it by
+    /// themselves.
+    ///
+    /// # Panics
+    /// If this server is shared, somebody else's or in a container, or the new one does not start and join.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves a node that its keeper stops.
+    pub async fn start_beside(&self) -> Self {
+        let place = self.own("cluster").place();
+        let cookie = fs::read_to_string(place.directory.join(".erlang.cookie"))
+            .unwrap_or_else(|error| panic!("the cookie of {}: {error}", place.name));
+        let mapper = place.ports.inner[0].to_string();
+        let new = Self::start(&[(COOKIE, &*cookie), (MAPPER, &*mapper)]).await;
+        let peer = self.node_name();
+        for command in [["stop_app"].as_slice(), &["reset"], &["join_cluster", &peer], &["start_app"]] {
+            new.control(command).await;
+        }
+        new
+    }
+
+    /// What the node is called in a cluster.
+    ///
+    /// # Panics
+    /// If the server is shared or somebody else's.
+    pub fn node_name(&self) -> String {
+        node_name(self.own("name").place())
     }
 
     /// Runs `rabbitmqctl` on this node, which takes a second or two, and answers with what it writes.
