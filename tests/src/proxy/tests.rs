@@ -270,3 +270,17 @@ async fn only_the_place_changes_in_a_url() {
     assert_eq!(proxy.url("postgres://a:b@c:1/d?e=f"), format!("postgres://a:b@{at}/d?e=f"));
     assert_eq!(proxy.url("redis://c:1"), format!("redis://{at}"));
 }
+
+#[tokio::test]
+async fn a_redirected_proxy_leads_new_connections_to_another_server() {
+    let ((first, mut at_first), (second, mut at_second)) = (echo().await, echo().await);
+    let proxy = Proxy::start(&first).await;
+    let mut before = connect(&proxy).await;
+    ask(&mut before, "one").await.unwrap();
+    proxy.lead_to(&second);
+    ask(&mut before, "two").await.unwrap();
+    ask(&mut connect(&proxy).await, "three").await.unwrap();
+    assert_eq!(at_first.recv().await.unwrap().unwrap(), Some(b"one".to_vec()));
+    assert_eq!(at_first.recv().await.unwrap().unwrap(), Some(b"two".to_vec()));
+    assert_eq!(at_second.recv().await.unwrap().unwrap(), Some(b"three".to_vec()));
+}
