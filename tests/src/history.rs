@@ -62,6 +62,12 @@ pub enum Fact {
         /// Which call.
         call: u64,
     },
+    /// The store lost what this call had stored, and was allowed to: its durability does not cover what befell it. Written
+    /// at the end, by who saw that nothing of it is left and that it lay in what could be lost.
+    StoreLost {
+        /// Which call.
+        call: u64,
+    },
     /// A handler was called.
     RunStart {
         /// Names the run; unique per worker.

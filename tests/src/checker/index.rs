@@ -206,6 +206,8 @@ impl<'h> Building<'h, '_> {
             Fact::PublishOk { call } => self.answered(at, *call, |call| call.ok = Some(at), found),
             Fact::PublishErr { call } => self.answered(at, *call, |call| call.err = Some(at), found),
             Fact::PublishUnknown { call } => self.answered(at, *call, |_| {}, found),
+            // As if nobody knew whether it was stored: it may have run, and nothing waits for it.
+            Fact::StoreLost { call } => self.answered(at, *call, |call| call.ok = None, found),
             Fact::RunStart { .. } => self.run_start(at, &record.fact, found),
             Fact::RunEnd { run, worker, end } => {
                 // A run that ended with its worker may still say so: that is no end any more.

@@ -214,6 +214,14 @@ mod loss {
     }
 
     #[test]
+    fn what_the_store_was_allowed_to_lose_is_missed_by_nobody_and_holds_nobody_up() {
+        let story = || Story::new().publishes("hold", 1).publishes("hold", 2);
+        let lost = |story: Story| story.runs("hold", 2, 1, RunEnd::Done).fact(Fact::StoreLost { call: 1 });
+        lost(story()).breaks_nothing();
+        lost(story().publishes("hold", 3)).breaks(&[Kind::Loss]);
+    }
+
+    #[test]
     fn a_purged_dead_letter_is_not_lost() {
         let story = Story::new().publishes("hold", 1).runs("hold", 1, 1, RunEnd::Discard);
         story.fact(Fact::Purge { handler: "hold".into(), event: 1 }).breaks_nothing();

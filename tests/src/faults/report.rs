@@ -18,6 +18,7 @@ pub(super) struct Outcome {
     repeats: usize,
     /// The longest time from a kill to the next run of a key that the killed worker had last run.
     take_over: Option<Duration>,
+    /// What the store was allowed to lose is in here as well, and no finding.
     loss: usize,
     overlaps: usize,
     order_breaks: usize,
@@ -38,7 +39,7 @@ impl Outcome {
             runs,
             repeats,
             take_over: take_over(history),
-            loss: count(&[Kind::Loss]),
+            loss: count(&[Kind::Loss]) + allowed_loss(history),
             overlaps: count(&[Kind::Overlap]),
             order_breaks: count(&[Kind::Order]),
             wrong_dead_letters: count(&[Kind::DeadLetter]),
@@ -98,16 +99,29 @@ fn spans_a_stall(history: &History, found: &Violation) -> bool {
 }
 
 fn published(history: &History) -> usize {
+    deliveries_of_calls(history, |fact| match fact {
+        Fact::PublishOk { call } => Some(*call),
+        _ => None,
+    })
+}
+
+/// What the store lost within the limits of its durability.
+fn allowed_loss(history: &History) -> usize {
+    deliveries_of_calls(history, |fact| match fact {
+        Fact::StoreLost { call } => Some(*call),
+        _ => None,
+    })
+}
+
+/// How many deliveries the calls have of which facts say so.
+fn deliveries_of_calls(history: &History, call_of: impl Fn(&Fact) -> Option<u64>) -> usize {
     let mut sizes = HashMap::new();
     let mut sum = 0;
     for record in &history.records {
-        match &record.fact {
-            Fact::PublishIntent { call, events, .. } => {
-                sizes.insert(*call, events.iter().map(|event| event.handlers.len()).sum::<usize>());
-            }
-            Fact::PublishOk { call } => sum += sizes.get(call).copied().unwrap_or(0),
-            _ => {}
+        if let Fact::PublishIntent { call, events, .. } = &record.fact {
+            sizes.insert(*call, events.iter().map(|event| event.handlers.len()).sum::<usize>());
         }
+        sum += call_of(&record.fact).and_then(|call| sizes.get(&call).copied()).unwrap_or(0);
     }
     sum
 }
