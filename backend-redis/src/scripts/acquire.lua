@@ -3,12 +3,15 @@
 -- Returns: FENCED, or OK and for each slot that is now owned: slot, epoch, how many parked lanes, and for each of these
 --   its key and its first delivery.
 -- Guarantees: *one-at-a-time*: an owned slot is not taken; a slot that the caller owns already is answered again, without
---   another epoch. *bounded-attempts*: what a vanished owner had been handed is counted as crashed, once. Lanes are parked
---   from their first delivery on: what an owner held of a parked lane in memory joins the lane.
+--   another epoch. Epochs grow. They are of the size of the server's clock, so that they grow as well when a replica takes
+--   over, or a file is restored, that does not know the last ones. *bounded-attempts*: what a vanished owner had been handed
+--   is counted as crashed, once. Lanes are parked from their first delivery on: what an owner held of a parked lane in
+--   memory joins the lane.
 if call('HEXISTS', base .. ':w', ARGV[1]) == 0 then return {'FENCED'} end
 local answer = {'OK'}
 if call('HGET', base .. ':meta', 'run') ~= ARGV[2] then return answer end
 local h = handler_key(ARGV[3])
+local now = now_ms()
 
 local function charge_stream(slot, last)
   local from = '-'
@@ -43,7 +46,8 @@ for position = 4, #ARGV do
     local lanes = call('HGETALL', h .. ':k' .. slot)
     if not owner then
       call('HSET', h, 'o' .. slot, ARGV[1])
-      call('HINCRBY', h, 'e' .. slot, 1)
+      local epoch = math.max(tonumber(call('HGET', h, 'e' .. slot) or 0) + 1, now)
+      call('HSET', h, 'e' .. slot, string.format('%.0f', epoch))
       local last = call('HGET', h, 'w' .. slot)
       if call('HDEL', h, 'u' .. slot) == 1 then
         if last then charge_stream(slot, last) end
