@@ -1,7 +1,7 @@
 //! The backend: translates core's questions for the scripts.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -9,7 +9,7 @@ use event_bus_core::backend::{
     Backend, Capabilities, DeadLetter, DeadLetterFilter, DeliveryId, HandlerCounts, Publication, Session,
     Stored, WorkerSpec,
 };
-use event_bus_core::{Error, ErrorKind, Result, SLOTS};
+use event_bus_core::{ErrorKind, Result, SLOTS};
 
 use crate::config::RedisConfig;
 use crate::dead;
@@ -43,7 +43,7 @@ pub(crate) const SCHEMA: &str = "1";
 /// means.
 #[derive(Clone)]
 pub struct RedisBackend {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     publisher: Arc<Mutex<Option<Publisher>>>,
     link: Arc<Link>,
 }
@@ -57,7 +57,7 @@ pub(crate) struct Shared {
     /// The server, for messages.
     pub(crate) server: String,
     /// Was the server ever fit to work with? Then it is only away, whatever it says of itself in a failover.
-    was_fit: AtomicBool,
+    pub(crate) was_fit: AtomicBool,
 }
 
 impl RedisBackend {
@@ -73,9 +73,9 @@ impl RedisBackend {
         let client = link::client(&config)?;
         let (base, server) = (config.base(), config.server());
         let config = Arc::new(config);
-        let link = Arc::new(Link::new(&config, &client, config.command_timeout, None));
-        let shared = Shared { config, client, base, server, was_fit: AtomicBool::new(false) };
-        Ok(Self { shared: Arc::new(shared), publisher: Arc::default(), link })
+        let shared = Arc::new(Shared { config, client, base, server, was_fit: AtomicBool::new(false) });
+        let link = Arc::new(Link::new(&shared, shared.config.command_timeout, None));
+        Ok(Self { shared, publisher: Arc::default(), link })
     }
 
     /// A backend on the server of a url, see [`RedisConfig::from_url`]. Nothing is connected yet.
@@ -107,16 +107,6 @@ impl fmt::Debug for RedisBackend {
 }
 
 impl Shared {
-    /// What a failed connection means: at the beginning a server that is not fit is a mistake, later it is a failover.
-    pub(crate) fn unfit_or(&self, operation: &'static str, failure: Failure) -> Error {
-        match failure {
-            Failure::Unfit(why) if self.was_fit.load(Ordering::Acquire) => {
-                Failure::NotSent(format!("it {why}")).into_error(operation, &self.server)
-            }
-            failure => failure.into_error(operation, &self.server),
-        }
-    }
-
     /// Whether the store is one of this version.
     pub(crate) fn check_meta(&self, operation: &'static str, schema: &str, slots: &str) -> Result<()> {
         if schema != SCHEMA {
@@ -132,7 +122,6 @@ impl Shared {
                 ),
             ));
         }
-        self.was_fit.store(true, Ordering::Release);
         Ok(())
     }
 }
@@ -162,7 +151,7 @@ impl Backend for RedisBackend {
     }
 
     async fn prepare(&self) -> Result<()> {
-        let failed = |failure: Failure| self.shared.unfit_or("migrate", failure);
+        let failed = |failure: Failure| failure.into_error("migrate", &self.shared.server);
         let run = self.link.run().await.map_err(failed)?;
         let mut call = script::PREPARE.call(&self.shared.base);
         call.arg(SCHEMA).arg(SLOTS).arg(&*run);

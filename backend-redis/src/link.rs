@@ -1,14 +1,17 @@
 //! One supervised connection: made when it is needed, checked, thrown away when it is no good.
 
+use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use event_bus_core::{Error, ErrorKind};
+use event_bus_core::ErrorKind;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, RedisError, TlsCertificates, Value};
 use rustls::crypto::CryptoProvider;
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::backend::Shared;
 use crate::config::RedisConfig;
 use crate::error::{Failure, error};
 use crate::reply::Reply;
@@ -20,8 +23,7 @@ const LOADS: usize = 5;
 
 /// A connection to the server.
 pub(crate) struct Link {
-    config: Arc<RedisConfig>,
-    client: Client,
+    shared: Arc<Shared>,
     timeout: Duration,
     /// The run of the server on which all depends; `None`: any will do.
     run: Option<Arc<str>>,
@@ -37,7 +39,7 @@ struct Live {
 }
 
 /// What connections are made with.
-pub(crate) fn client(config: &RedisConfig) -> Result<Client, Error> {
+pub(crate) fn client(config: &RedisConfig) -> Result<Client, event_bus_core::Error> {
     let invalid = |text: String| error(ErrorKind::InvalidConfiguration, "connect", text);
     let connection = config.connection.clone();
     // The source could show the address with its password.
@@ -66,19 +68,8 @@ pub(crate) fn client(config: &RedisConfig) -> Result<Client, Error> {
 
 impl Link {
     /// A link that waits `timeout` for each answer. Nothing is connected yet.
-    pub(crate) fn new(
-        config: &Arc<RedisConfig>,
-        client: &Client,
-        timeout: Duration,
-        run: Option<&Arc<str>>,
-    ) -> Self {
-        Self {
-            config: config.clone(),
-            client: client.clone(),
-            timeout,
-            run: run.cloned(),
-            live: AsyncMutex::new(None),
-        }
+    pub(crate) fn new(shared: &Arc<Shared>, timeout: Duration, run: Option<&Arc<str>>) -> Self {
+        Self { shared: shared.clone(), timeout, run: run.cloned(), live: AsyncMutex::new(None) }
     }
 
     /// The run of the server at the other end, which is connected if need be.
@@ -157,21 +148,46 @@ impl Link {
         }
     }
 
+    /// At the beginning a server that is not fit is a mistake, later it is a failover or a repair.
     async fn connect(&self) -> Result<Live, Failure> {
+        let was_fit = &self.shared.was_fit;
+        match self.connect_to_a_fit_one().await {
+            Err(Failure::Unfit(why)) if was_fit.load(Ordering::Acquire) => {
+                Err(Failure::NotSent(format!("it {why}")))
+            }
+            Ok(live) => {
+                was_fit.store(true, Ordering::Release);
+                Ok(live)
+            }
+            failed => failed,
+        }
+    }
+
+    async fn connect_to_a_fit_one(&self) -> Result<Live, Failure> {
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
-        let connected = self.client.get_multiplexed_async_connection_with_config(&settings).await;
+        let connected = self.shared.client.get_multiplexed_async_connection_with_config(&settings).await;
         let mut connection = connected.map_err(|error| match Failure::of(&error) {
+            _ if is_untrusted(&error) => Failure::Unfit(format!("is not trusted: {error}")),
             Failure::Unknown(text) | Failure::Refused(text) => Failure::NotSent(text),
             failure => failure,
         })?;
-        let run = server::check(&mut connection, &self.config).await?;
+        let run = server::check(&mut connection, &self.shared.config).await?;
         if self.run.as_ref().is_some_and(|wanted| *wanted != run) {
             return Err(Failure::OtherRun);
         }
         Ok(Live { connection, run, number: Arc::new(()) })
     }
+}
+
+/// Whether the server's certificate was refused.
+fn is_untrusted(error: &RedisError) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
+    let source =
+        source.and_then(|source| source.downcast_ref::<std::io::Error>()).and_then(|io| io.get_ref());
+    let source = source.and_then(|source| source.downcast_ref::<rustls::Error>());
+    matches!(source, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 fn is_unknown_script(error: &RedisError) -> bool {

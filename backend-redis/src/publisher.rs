@@ -51,7 +51,7 @@ impl Publisher {
     /// Starts the task that publishes. It ends when nobody holds the publisher any more.
     pub(crate) fn start(shared: &Arc<Shared>) -> Self {
         let (sender, requests) = mpsc::channel(WAITING);
-        let link = Link::new(&shared.config, &shared.client, shared.config.command_timeout, None);
+        let link = Link::new(shared, shared.config.command_timeout, None);
         let task = Task {
             shared: shared.clone(),
             link,

@@ -21,6 +21,12 @@ pub(crate) async fn check(
     if info.get::<u8>("loading") == Some(1) {
         return Err(Failure::NotSent("it is still loading its data".to_owned()));
     }
+    if info.get::<String>("redis_mode").as_deref() == Some("sentinel") {
+        return Err(Failure::Unfit(
+            "is a Sentinel, which keeps no data and is not asked for the primary; use an address that follows the primary"
+                .to_owned(),
+        ));
+    }
     check_version(&info)?;
     if info.get::<u8>("cluster_enabled") == Some(1) {
         return Err(Failure::Unfit(

@@ -38,11 +38,11 @@ impl RedisSession {
     pub(crate) async fn open(shared: &Arc<Shared>, spec: &WorkerSpec) -> Result<Arc<Self>> {
         let config = &shared.config;
         let incarnation = spec.incarnation.to_string();
-        let failed = |failure: Failure| shared.unfit_or("open", failure);
+        let failed = |failure: Failure| failure.into_error("open", &shared.server);
 
         // Beats go their own way, behind no claim, and an answer that comes after the trust has run out is of no use.
         let beat_timeout = config.command_timeout.min(config.lease / 2);
-        let first = Link::new(config, &shared.client, config.command_timeout, None);
+        let first = Link::new(shared, config.command_timeout, None);
         let run = first.run().await.map_err(failed)?;
         let sent = Moment::now();
         register(shared, &first, &incarnation, &spec.handlers).await?;
@@ -53,7 +53,7 @@ impl RedisSession {
         // From here on a dropped future gives back what it has.
         let leaver = Leaver(worker.clone());
 
-        let link = |timeout| Link::new(config, &shared.client, timeout, Some(&run));
+        let link = |timeout| Link::new(shared, timeout, Some(&run));
         let mut keeper = Keeper::new(worker.clone(), link(beat_timeout));
         // Without slots yet if this fails: the keeper goes on.
         if let Err(failure) = keeper.beat().await {
@@ -176,7 +176,7 @@ impl Drop for Leaver {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (shared, incarnation) = (self.0.shared.clone(), self.0.incarnation.clone());
         runtime.spawn(async move {
-            let link = Link::new(&shared.config, &shared.client, shared.config.command_timeout, None);
+            let link = Link::new(&shared, shared.config.command_timeout, None);
             if let Err(failure) = leave(&shared, &link, &incarnation, "lost").await {
                 tracing::debug!(%failure, "the end of a session could not be told; its lease ends by itself");
             }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::backend::RedisBackend;
 use crate::config::RedisConfig;
-use crate::link::{self, Link};
+use crate::link::Link;
 use crate::script;
 
 const BASE: &str = "{test}";
@@ -29,9 +29,8 @@ impl Bus {
     async fn new() -> Self {
         let server = Redis::start(&[]).await;
         let config = RedisConfig::from_url(&format!("{}?bus=test&lease_ms=2000", server.url())).unwrap();
-        let client = link::client(&config).unwrap();
-        let link = Link::new(&Arc::new(config.clone()), &client, Duration::from_secs(5), None);
         let backend = RedisBackend::new(config).unwrap();
+        let link = Link::new(&backend.shared, Duration::from_secs(5), None);
         backend.prepare().await.unwrap();
         Self { _server: server, backend, link }
     }

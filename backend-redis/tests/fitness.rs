@@ -54,6 +54,17 @@ async fn a_replica_is_refused_and_counts_as_one() {
 }
 
 #[tokio::test]
+async fn a_server_in_cluster_mode_is_refused() {
+    let store = Store::unprepared(&[("cluster-enabled", "yes")]).await;
+    assert_refused(store.backend().prepare().await, ErrorKind::InvalidConfiguration, "cluster mode");
+    // It is about promises, not about what may be forgotten.
+    let volatile = RedisBackend::new(store.config().allow_volatile(true)).unwrap();
+    assert_refused(volatile.prepare().await, ErrorKind::InvalidConfiguration, "cluster mode");
+    let published = store.backend().publish(publication([envelope("one", None)])).await;
+    assert_refused(published, ErrorKind::InvalidConfiguration, "cluster mode");
+}
+
+#[tokio::test]
 async fn a_full_memory_refuses_events_and_lets_outcomes_pass() {
     let store = Store::new().await;
     let backend =
@@ -72,16 +83,63 @@ async fn a_full_memory_refuses_events_and_lets_outcomes_pass() {
     session.close().await.unwrap();
 }
 
+/// Makes a user as the README says, and nothing more. Answers with the server's address for it.
+async fn made_as_in_the_readme(store: &Store, user: &str) -> String {
+    let readme = include_str!("../README.md");
+    let start = format!("ACL SETUSER {user} ");
+    let rule = readme.lines().find(|line| line.starts_with(&start)).unwrap();
+    let words: Vec<_> =
+        rule.split(' ').map(|word| word.replace("orders", "test").replace("secret", "hunter2")).collect();
+    store.command::<()>(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    store.server.url().replace("redis://", &format!("redis://{user}:hunter2@"))
+}
+
+#[tokio::test]
+async fn a_user_who_only_publishes_cannot_read_or_delete() {
+    let store = Store::new().await;
+    let address = made_as_in_the_readme(&store, "event-bus-publisher").await;
+    let backend = RedisBackend::from_url(&format!("{address}?bus=test")).unwrap();
+    let mut later = publication([envelope("later", Some("k"))]);
+    later.delay = std::time::Duration::from_millis(1);
+    let mut once = publication([envelope("once", Some("k")), envelope("free", None)]);
+    once.idempotency_key = Some("key".into());
+    for publication in [once.clone(), once, later] {
+        backend.publish(publication).await.unwrap();
+    }
+    let denied = ErrorKind::InvalidConfiguration;
+    assert_refused(backend.open(&worker()).await.map(drop), denied, "denied");
+    let filter = event_bus_core::backend::DeadLetterFilter::default();
+    assert_refused(backend.dead_letters(&filter, None, 1).await, denied, "denied");
+    assert_refused(backend.purge(&filter).await, denied, "denied");
+    assert_refused(backend.counts().await, denied, "denied");
+    // Nor by words of its own.
+    let client = redis::Client::open(&*address).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    for words in [
+        &["XRANGE", "{test}:h:a:f", "-", "+"][..],
+        &["XDEL", "{test}:h:a:f", "0-1"],
+        &["DEL", "{test}:h:a:f"],
+        &["EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", "1", "{test}:h:a:f"],
+        &["XADD", "{other}:h:a:f", "*", "e", ""],
+        &["FLUSHALL"],
+    ] {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        let error = command.query_async::<redis::Value>(&mut connection).await.unwrap_err();
+        assert!(error.to_string().contains("NoPerm"), "{words:?}: {error}");
+    }
+
+    let session = store.backend().open(&worker()).await.unwrap();
+    let deliveries = claim(&session, 3).await;
+    settle(&session, &deliveries, Outcome::Complete).await;
+    session.close().await.unwrap();
+}
+
 /// The commands in the README, no more.
 #[tokio::test]
 async fn a_user_with_the_least_rights_can_do_everything() {
     let store = Store::unprepared(&[]).await;
-    let commands = include_str!("../README.md");
-    let rule = commands.lines().find(|line| line.starts_with("ACL SETUSER")).unwrap();
-    let words: Vec<_> =
-        rule.split(' ').map(|word| word.replace("orders", "test").replace("secret", "hunter2")).collect();
-    store.command::<()>(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    let address = store.server.url().replace("redis://", "redis://event-bus:hunter2@");
+    let address = made_as_in_the_readme(&store, "event-bus").await;
     let backend = |options: &str| {
         RedisBackend::new(RedisConfig::from_url(&format!("{address}?bus={options}")).unwrap()).unwrap()
     };
