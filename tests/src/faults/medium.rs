@@ -71,7 +71,8 @@ impl Medium {
                 }
             }
             Self::Redis => {
-                let server = Redis::start(&[]).await;
+                // An operator may do everything to it.
+                let server = Redis::start(&[("enable-debug-command", "yes")]).await;
                 let patient_url = format!("{}?bus=faults", server.url());
                 let url = format!("{patient_url}&lease_ms={}", self.lease().as_millis());
                 Store { patient_url, url, server: Some(Box::new(server)), directory: None }
