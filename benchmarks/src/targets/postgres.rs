@@ -1,12 +1,14 @@
 //! PostgreSQL: a database of its own, and sqlx with the best statements known for the same rows.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_bus::async_trait;
 use event_bus_conformance::servers::{self, Database};
 use hdrhistogram::Histogram;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgListener};
 use sqlx::{ConnectOptions as _, PgConnection, Row as _};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::AnyError;
 use crate::event::{nanos, rate};
@@ -40,8 +42,9 @@ impl Store for Tables {
         create(&mut connection).await?;
         let (how, rate) = match question {
             Raw::Singles => {
-                let rate = insert_singles(self.0.url(), payload, count).await?;
-                ("raw sqlx, one row a statement, 16 connections", rate)
+                let start = Instant::now();
+                insert_singles(self.0.url(), payload, count, &Arc::default()).await?;
+                ("raw sqlx, 16 tasks share statements", rate(count, start))
             }
             Raw::Batches => {
                 let rate = insert_batches(&mut connection, payload, count).await?;
@@ -49,13 +52,18 @@ impl Store for Tables {
             }
             Raw::Drain => {
                 insert_batches(&mut connection, payload, count).await?;
-                ("raw sqlx, update + delete of 500", drain(&mut connection, count).await?)
+                let start = Instant::now();
+                let drained = drain_what_is_there(&mut connection, count).await?;
+                ("raw sqlx, update + delete of 500", rate(drained, start))
             }
             Raw::Latency => {
                 let figure = latency(&mut connection, self.0.url(), payload, count).await?;
                 return Ok(Some(Measured { how: "raw sqlx, insert, notify and claim", figure }));
             }
-            Raw::PublishAndProcess => return Ok(None),
+            Raw::PublishAndProcess => {
+                let rate = publish_and_process(&mut connection, self.0.url(), payload, count).await?;
+                ("raw sqlx, shared insert, update + delete", rate)
+            }
         };
         Ok(Some(Measured { how, figure: Figure::PerSecond(rate) }))
     }
@@ -71,32 +79,83 @@ async fn create(connection: &mut PgConnection) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// One row a statement and a commit, from 16 tasks with a connection each.
-async fn insert_singles(url: &str, payload: &[u8], count: usize) -> Result<f64, AnyError> {
-    let pool: PgPool = PgPoolOptions::new()
-        .min_connections(16)
-        .max_connections(16)
-        .test_before_acquire(false)
-        .connect(url)
-        .await?;
-    let start = Instant::now();
+/// A payload that waits for its statement.
+type Waiting = (Vec<u8>, oneshot::Sender<()>);
+
+/// Stores what waits, all of it in one statement; whoever has just been answered may join.
+async fn write_together(
+    mut connection: PgConnection,
+    mut waiting: mpsc::Receiver<Waiting>,
+    stored: Arc<Notify>,
+) -> Result<(), AnyError> {
+    while let Some(first) = waiting.recv().await {
+        tokio::task::yield_now().await;
+        let mut group = vec![first];
+        while let Ok(next) = waiting.try_recv() {
+            group.push(next);
+        }
+        let payloads: Vec<&[u8]> = group.iter().map(|(payload, _)| &**payload).collect();
+        sqlx::query("insert into raw (payload) select unnest($1::bytea[])")
+            .bind(&payloads)
+            .execute(&mut connection)
+            .await?;
+        stored.notify_one();
+        for (_, answer) in group {
+            // Whoever asked waits for it.
+            let _ = answer.send(());
+        }
+    }
+    Ok(())
+}
+
+/// One payload a call from 16 tasks that share the statements of one connection.
+async fn insert_singles(
+    url: &str,
+    payload: &[u8],
+    count: usize,
+    stored: &Arc<Notify>,
+) -> Result<(), AnyError> {
+    let options: PgConnectOptions = url.parse()?;
+    let connection = options.disable_statement_logging().connect().await?;
+    let (queue, waiting) = mpsc::channel::<Waiting>(1_024);
+    let writer = tokio::spawn(write_together(connection, waiting, stored.clone()));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..16 {
-        let (pool, payload) = (pool.clone(), payload.to_vec());
+        let (queue, payload) = (queue.clone(), payload.to_vec());
         tasks.spawn(async move {
-            let mut connection = pool.acquire().await?;
             for _ in 0..count / 16 {
-                sqlx::query("insert into raw (payload) values ($1)")
-                    .bind(&payload)
-                    .execute(&mut *connection)
-                    .await?;
+                let (answer, stored) = oneshot::channel();
+                queue.send((payload.clone(), answer)).await?;
+                stored.await?;
             }
-            Ok::<_, sqlx::Error>(())
+            Ok::<_, AnyError>(())
         });
     }
+    drop(queue);
     while let Some(task) = tasks.join_next().await {
         task??;
     }
+    writer.await?
+}
+
+/// Publishes singles and drains them at the same time, on another connection, woken without a round trip.
+async fn publish_and_process(
+    connection: &mut PgConnection,
+    url: &str,
+    payload: &[u8],
+    count: usize,
+) -> Result<f64, AnyError> {
+    let stored = Arc::new(Notify::new());
+    let start = Instant::now();
+    let reading = async {
+        let mut drained = 0;
+        while drained < count {
+            stored.notified().await;
+            drained += drain_what_is_there(connection, count - drained).await?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(insert_singles(url, payload, count, &stored), reading)?;
     Ok(rate(count, start))
 }
 
@@ -117,9 +176,8 @@ async fn insert_batches(
     Ok(rate(count, start))
 }
 
-/// Claims 500 rows and deletes them; each a statement with a commit of its own.
-async fn drain(connection: &mut PgConnection, count: usize) -> Result<f64, AnyError> {
-    let start = Instant::now();
+/// Claims 500 rows and deletes them, each a statement with a commit of its own, until there is nothing.
+async fn drain_what_is_there(connection: &mut PgConnection, count: usize) -> Result<usize, AnyError> {
     let mut drained = 0;
     while drained < count {
         let rows = sqlx::query(
@@ -135,7 +193,7 @@ async fn drain(connection: &mut PgConnection, count: usize) -> Result<f64, AnyEr
         sqlx::query("delete from raw where id = any($1)").bind(&ids).execute(&mut *connection).await?;
         drained += rows.len();
     }
-    Ok(rate(drained, start))
+    Ok(drained)
 }
 
 /// Inserts a row and notifies, 200 times a second, and claims what was heard of.
