@@ -8,4 +8,5 @@ mod outcomes;
 mod ownership;
 mod publishing;
 mod roles;
+mod soak;
 mod tls;

@@ -179,7 +179,7 @@ async fn strict_calls_with_the_same_keys_in_different_orders_do_not_lock_each_ot
                 PostgresBackend::new(config(store.database.url()).strict_commit_order(true)).unwrap();
             let mut keys = keys.to_vec();
             keys.rotate_left(number % 5);
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 keys.reverse();
             }
             let all = keys.into_iter().map(|key| envelope(&number.to_string(), Some(key))).collect();
