@@ -30,6 +30,7 @@ fn main() {
         Arc::new(Postgres::PgBouncer),
         Arc::new(Redis::Everysec),
         Arc::new(Redis::Fsync),
+        Arc::new(Redis::Disturbed),
         Arc::new(Amqp(Routing::Direct)),
         Arc::new(Amqp(Routing::ConsistentHash)),
     ];

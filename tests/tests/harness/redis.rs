@@ -8,13 +8,19 @@ use event_bus::backend::{Backend, Capabilities};
 use event_bus::{RedisBackend, async_trait};
 use event_bus_conformance::servers::{self, Redis as Server};
 use event_bus_conformance::suite::{Harness, Outage, Sandbox, Tamper};
+use tokio::task::JoinSet;
 
-/// A mode: when the server writes its append-only file to the disk.
+/// A mode: when the server writes its append-only file to the disk, and what befalls it meanwhile.
 #[derive(Clone, Copy)]
 pub(crate) enum Redis {
     Everysec,
     Fsync,
+    /// Its scripts are flushed and its listeners killed, all the time.
+    Disturbed,
 }
+
+/// How often that is done: many times in every case, and scripts are not forgotten as fast as they are loaded.
+const DISTURBANCE: Duration = Duration::from_millis(25);
 
 /// Processes are killed in rows, and others follow when the lease has ended: short, for cases are quick; but a busy machine
 /// must not take a worker for a dead one.
@@ -26,6 +32,8 @@ struct Bus {
     address: String,
     name: String,
     durability: &'static str,
+    /// Ends with the case.
+    _disturbance: JoinSet<()>,
 }
 
 #[async_trait]
@@ -34,6 +42,7 @@ impl Harness for Redis {
         match self {
             Self::Everysec => "redis[everysec]",
             Self::Fsync => "redis[fsync]",
+            Self::Disturbed => "redis[disturbed]",
         }
     }
 
@@ -43,17 +52,21 @@ impl Harness for Redis {
 
     async fn sandbox(&self) -> Arc<dyn Sandbox> {
         let (durability, appendfsync) = match self {
-            Self::Everysec => ("everysec", "everysec"),
+            Self::Everysec | Self::Disturbed => ("everysec", "everysec"),
             Self::Fsync => ("fsync", "always"),
         };
         let name = servers::unique_name();
         if Server::why_fixed().is_some() {
             let address = servers::redis().await.url().to_owned();
-            return Arc::new(Bus { server: None, address, name, durability });
+            return Arc::new(Bus { server: None, address, name, durability, _disturbance: JoinSet::new() });
         }
         let server = Server::start(&[("appendfsync", appendfsync)]).await;
         let address = server.url().to_owned();
-        Arc::new(Bus { server: Some(Arc::new(server)), address, name, durability })
+        let mut disturbance = JoinSet::new();
+        if matches!(self, Self::Disturbed) {
+            disturbance.spawn(disturb(address.clone()));
+        }
+        Arc::new(Bus { server: Some(Arc::new(server)), address, name, durability, _disturbance: disturbance })
     }
 
     fn has_outages(&self) -> bool {
@@ -107,6 +120,19 @@ impl Sandbox for Bus {
         let mut command = redis::cmd("HSET");
         command.arg(format!("{{{}}}:meta", self.name)).arg(field).arg(value);
         command.query_async::<()>(&mut connection).await.unwrap();
+    }
+}
+
+async fn disturb(address: String) {
+    let client = redis::Client::open(address).unwrap();
+    loop {
+        // A server that stands still answers later.
+        if let Ok(mut connection) = client.get_multiplexed_async_connection().await {
+            let mut both = redis::pipe();
+            both.cmd("SCRIPT").arg("FLUSH").cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub");
+            let _ = both.query_async::<()>(&mut connection).await;
+        }
+        tokio::time::sleep(DISTURBANCE).await;
     }
 }
 
