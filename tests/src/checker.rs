@@ -27,6 +27,10 @@ use index::Index;
 pub struct Rules {
     /// The handlers, by name. A handler that is missing here but occurs in the history is a violation.
     pub handlers: HashMap<String, HandlerRules>,
+    /// A call that was under way when connections were lost (an unclean event of any worker says so) may be stored twice: the
+    /// backend sends again what was not confirmed, and knows no idempotency keys. Of such a call each copy has its own
+    /// attempts.
+    pub stores_twice: bool,
 }
 
 /// What a handler's options promise.

@@ -1,10 +1,10 @@
 //! The fault matrix: what can go wrong in production, one row a fault, on every backend.
 //!
 //! ```text
-//! faults [backend…] [row…] [--seed N] [--minutes M]
+//! faults [backend…] [row…] [--fast] [--seed N] [--minutes M] [--report FILE]
 //! ```
 //!
-//! Each row starts a server of its own, worker and publisher processes on it ([`node`](crate::node)) and, where
+//! Each row has a server of its own (in the fast subset, a place of its own on one server), worker and publisher processes on it ([`node`](crate::node)) and, where
 //! connections are to be spoiled, a [proxy](crate::proxy) between them. At the end everything is healed, the backlog must
 //! drain, and the [checker](crate::checker) holds what all processes wrote down against the promises. A table says what
 //! came of it; a row that cannot be run says why.
@@ -17,18 +17,23 @@ mod options;
 mod report;
 mod rows;
 mod scene;
+mod surroundings;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use medium::Medium;
+use medium::{Medium, Store};
 use options::Options;
 use report::{Outcome, Report};
 use rows::Row;
 use scene::Scene;
+use surroundings::Surroundings;
 
-/// How long a row may take, beside the time it was asked to take.
-const PATIENCE: Duration = Duration::from_secs(240);
+/// How long a row may take, beside the time it was asked to take: long enough on a machine that does other things as well.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The same in the fast subset.
+const PATIENCE_FAST: Duration = Duration::from_secs(120);
 
 /// The program.
 pub fn main() -> ExitCode {
@@ -43,6 +48,12 @@ pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let report = runtime.expect("a runtime").block_on(run(&options));
     println!("\n{report}");
+    if let Some(file) = &options.report
+        && let Err(error) = std::fs::write(file, report.page())
+    {
+        eprintln!("faults: {}: {error}", file.display());
+        return ExitCode::FAILURE;
+    }
     match report.has_failed() {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
@@ -50,15 +61,29 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(options: &Options) -> Report {
-    let mut report = Report::new(options.seed);
+    let mut report = Report::new(options);
     for medium in &options.media {
-        for row in rows::all().into_iter().filter(|row| options.wants(row)) {
+        let mut has_said = false;
+        let mut shared = None;
+        for row in rows::all().into_iter().filter(|row| options.wants(row, *medium)) {
             if let Some(why) = (row.why_not)(*medium) {
                 report.skip(*medium, &row, why);
                 continue;
             }
             let since = Instant::now();
-            let outcome = run_one(*medium, row, options).await;
+            let surroundings = Surroundings::new(row.needs, *medium);
+            let is_shared = options.pace.is_fast && row.needs.is_empty();
+            let server = match shared.take().filter(|_| is_shared) {
+                Some(server) => Some(server),
+                None => medium.server(&surroundings).await,
+            };
+            let store = medium.store(server.clone(), is_shared, &surroundings).await;
+            if !std::mem::replace(&mut has_said, true) {
+                report.ran_on(medium.version(&store).await);
+            }
+            let outcome = run_one(*medium, store, surroundings, row, options).await;
+            // A row that went wrong may have left it in any state.
+            shared = server.filter(|_| is_shared && !outcome.has_failed());
             let time = since.elapsed();
             println!("{} {:<4} {:>6.1} s  {}", medium.name(), row.id, time.as_secs_f32(), outcome.in_short());
             report.add(*medium, &row, time, outcome);
@@ -68,12 +93,19 @@ async fn run(options: &Options) -> Report {
 }
 
 /// In a task of its own, so that a panic is an outcome.
-async fn run_one(medium: Medium, row: Row, options: &Options) -> Outcome {
-    let (seed, lasts) = (options.seed, options.lasts);
+async fn run_one(
+    medium: Medium,
+    store: Store,
+    surroundings: Surroundings,
+    row: Row,
+    options: &Options,
+) -> Outcome {
+    let (seed, pace) = (options.seed, options.pace);
+    let patience = pace.lasts + if pace.is_fast { PATIENCE_FAST } else { PATIENCE };
     let task = tokio::spawn(async move {
-        let mut scene = Scene::new(medium, seed, lasts).await;
-        let Ok(workers) = tokio::time::timeout(PATIENCE + lasts, (row.run)(&mut scene)).await else {
-            return scene.stuck(PATIENCE).await;
+        let mut scene = Scene::new(medium, store, surroundings, seed, pace).await;
+        let Ok(workers) = tokio::time::timeout(patience, (row.run)(&mut scene)).await else {
+            return scene.stuck(patience).await;
         };
         scene.finish(workers, &row).await
     });

@@ -2,25 +2,31 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a case fails by panicking")]
 
-use std::io::Write as _;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use event_bus::EventBus;
+use event_bus::backend::{DeadLetterFilter, EventId};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::checker::{HandlerRules, Rules, Violation, check};
-use crate::history::{Dead, Fact, History, Record};
-use crate::node::{Ledger, MAX_ATTEMPTS, hash_of, note_in, publish_call};
+use crate::history::{Dead, Fact, History, Record, hash};
+use crate::node::{HANDLERS, Ledger, MAX_ATTEMPTS, note_in, publish_call};
 use crate::suite::Note;
-use crate::suite::actor::{FIRST, SECOND};
-use crate::suite::world::{counted, dead, rest};
+use crate::suite::world::{counted, rest};
 
 /// How often a condition on files is looked at.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// How many dead letters are asked for at once.
+const PAGE: usize = 1_000;
 
 /// The processes of one store.
 pub(crate) struct Fleet {
@@ -31,8 +37,21 @@ pub(crate) struct Fleet {
     pub(crate) ledger: Ledger,
     /// A bus for publishing and looking, which never works.
     pub(crate) bus: EventBus,
+    /// What the handlers promise.
+    pub(crate) rules: Rules,
+    /// Numbers of events whose payload does not tell them.
+    pub(crate) garbage: HashMap<EventId, u64>,
     started: u32,
     calls: AtomicU64,
+    reading: Mutex<Reading>,
+}
+
+/// What was read of the histories so far: they grow while conditions on them are waited for, and are read once.
+#[derive(Default)]
+struct Reading {
+    offsets: HashMap<u32, u64>,
+    times: Vec<u64>,
+    facts: Vec<Fact>,
 }
 
 /// A process.
@@ -47,14 +66,40 @@ impl Fleet {
     pub(crate) fn new(program: PathBuf, url: String, bus: EventBus) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(&directory.path().join("0.jsonl")).unwrap();
-        Self { program, url, directory, ledger, bus, started: 0, calls: AtomicU64::new(1) }
+        let rules = HandlerRules { max_attempts: MAX_ATTEMPTS, is_ordered: true, holds_key: false };
+        let handlers = HANDLERS.map(|handler| (handler.to_owned(), rules));
+        Self {
+            program,
+            url,
+            directory,
+            ledger,
+            bus,
+            rules: Rules { handlers: handlers.into(), stores_twice: false },
+            garbage: HashMap::new(),
+            started: 0,
+            calls: AtomicU64::new(1),
+            reading: Mutex::default(),
+        }
     }
 
     /// Starts a process that reaches the store by `url`.
     pub(crate) fn start_at(&mut self, url: &str, arguments: &[&str]) -> Node {
+        self.start_through(&[], url, arguments)
+    }
+
+    /// As [`start_at`](Self::start_at), started by a command that becomes the process: `env`, `ip netns exec`.
+    pub(crate) fn start_through(&mut self, through: &[&str], url: &str, arguments: &[&str]) -> Node {
         self.started += 1;
         let number = self.started;
-        let child = Command::new(&self.program)
+        let mut command = match through.split_first() {
+            Some((program, rest)) => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(&self.program);
+                command
+            }
+            None => Command::new(&self.program),
+        };
+        let child = command
             .args(["--url", url, "--number", &number.to_string(), "--history"])
             .arg(self.history_file(number))
             .args(arguments)
@@ -79,7 +124,12 @@ impl Fleet {
 
     /// A worker that reaches the store by `url`, with these options.
     pub(crate) async fn worker_at(&mut self, url: &str, options: &[&str]) -> Node {
-        let node = self.start_at(url, &[&["--work"], options].concat());
+        self.worker_through(&[], url, options).await
+    }
+
+    /// As [`worker_at`](Self::worker_at), started by a command that becomes the process.
+    pub(crate) async fn worker_through(&mut self, through: &[&str], url: &str, options: &[&str]) -> Node {
+        let node = self.start_through(through, url, &[&["--work"], options].concat());
         self.until(|history| history.contains(&Fact::WorkerStart { worker: node.number })).await;
         node
     }
@@ -96,21 +146,49 @@ impl Fleet {
         publish_call(&self.bus, &self.ledger, call, 0, notes).await;
     }
 
-    /// All that was written down so far, in the order of time.
-    pub(crate) fn history(&self) -> History {
-        let files = (0..=self.started).map(|number| {
-            let text = std::fs::read_to_string(self.history_file(number)).unwrap_or_default();
-            History::from_lines(&text).expect("records")
-        });
-        History::merge(files)
+    /// Reads what was written down since the last time.
+    fn read_on(&self) -> MutexGuard<'_, Reading> {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        for number in 0..=self.started {
+            let Ok(mut file) = File::open(self.history_file(number)) else { continue };
+            let offset = reading.offsets.entry(number).or_default();
+            let mut bytes = Vec::new();
+            file.seek(SeekFrom::Start(*offset)).unwrap();
+            file.read_to_end(&mut bytes).unwrap();
+            // A last line without its end may still be written.
+            let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            *offset += end as u64;
+            let text = std::str::from_utf8(&bytes[..end]).expect("text");
+            for record in History::from_lines(text).expect("records").records {
+                reading.times.push(record.at);
+                reading.facts.push(record.fact);
+            }
+        }
+        reading
     }
 
-    /// Waits until the history is so.
+    /// All that was written down so far, in the order of time.
+    pub(crate) fn history(&self) -> History {
+        let reading = self.read_on();
+        let records = reading.times.iter().zip(&reading.facts);
+        let records = records.map(|(at, fact)| Record { at: *at, fact: fact.clone() }).collect();
+        History::merge([History { records }])
+    }
+
+    /// How many such facts were written down so far.
+    pub(crate) fn count(&self, is_wanted: impl Fn(&Fact) -> bool) -> usize {
+        self.read_on().facts.iter().filter(|fact| is_wanted(fact)).count()
+    }
+
+    /// Waits until what was written down is so; about in the order of time.
     pub(crate) async fn until(&self, is_so: impl Fn(&[Fact]) -> bool) {
+        let mut known = None;
         loop {
-            let facts: Vec<_> = self.history().records.into_iter().map(|record| record.fact).collect();
-            if is_so(&facts) {
-                return;
+            {
+                let reading = self.read_on();
+                if known.replace(reading.facts.len()) != Some(reading.facts.len()) && is_so(&reading.facts) {
+                    return;
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -154,25 +232,35 @@ impl Fleet {
     pub(crate) async fn judge(self) -> (History, Vec<Violation>) {
         // The first question after an outage may find a connection that is gone.
         let _ = self.bus.counts().await;
-        let dead_letters = dead(&self.bus).await.into_iter().map(|dead| {
-            let note = note_in(&dead.envelope).expect("a note");
-            Dead {
+        let dead_letters = self.dead_letters().await;
+        self.ledger.write(Fact::Rest { pending: Vec::new(), dead_letters });
+        let history = self.history();
+        let violations = check(&history, &self.rules);
+        (history, violations)
+    }
+
+    /// All dead letters, as a history knows them.
+    pub(crate) async fn dead_letters(&self) -> Vec<Dead> {
+        let (mut letters, mut after) = (Vec::new(), None);
+        loop {
+            let filter = DeadLetterFilter::default();
+            let page = self.bus.dead_letters(&filter, after, PAGE).await.expect("dead letters");
+            let Some(last) = page.last() else { return letters };
+            after = Some(last.id);
+            letters.extend(page.into_iter().map(|dead| Dead {
                 handler: dead.handler.to_string(),
-                event: note.number,
+                event: match self.garbage.get(&dead.envelope.id) {
+                    Some(number) => *number,
+                    None => note_in(&dead.envelope).expect("a note").number,
+                },
                 key: dead.envelope.key.as_deref().map(str::to_owned),
-                hash: hash_of(&note),
+                hash: hash(&dead.envelope.payload),
                 reason: dead.reason.to_string(),
                 failures: dead.failures,
                 errors: dead.errors.entries().iter().map(|error| error.attempt).collect(),
                 holds_key: dead.holds_key,
-            }
-        });
-        self.ledger.write(Fact::Rest { pending: Vec::new(), dead_letters: dead_letters.collect() });
-        let rules = HandlerRules { max_attempts: MAX_ATTEMPTS, is_ordered: true, holds_key: false };
-        let handlers = [FIRST, SECOND].map(|handler| (handler.to_owned(), rules));
-        let history = self.history();
-        let violations = check(&history, &Rules { handlers: handlers.into() });
-        (history, violations)
+            }));
+        }
     }
 }
 
@@ -202,6 +290,14 @@ impl Node {
         self.ledger.write(Fact::WorkerCrash { worker: self.number });
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// The most memory it has ever had, in bytes, as the operating system counts it.
+    pub(crate) fn most_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kilobytes.unwrap_or(0) * 1024
     }
 
     /// Kills a publisher.

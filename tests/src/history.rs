@@ -7,7 +7,7 @@
 //! runs that are recorded to overlap truly did.
 //!
 //! Times are nanoseconds of one monotonic clock that all writers share: tokio's clock in a simulation,
-//! `CLOCK_BOOTTIME` between processes of one machine. Records of several writers are merged by time; records of one
+//! `CLOCK_MONOTONIC_RAW` between processes of one machine. Records of several writers are merged by time; records of one
 //! time keep the order in which they were written.
 
 use std::fmt;

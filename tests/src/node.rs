@@ -9,6 +9,7 @@
 //! standard input says `stop`, drains and ends; when the input ends without a word, so does the program, at once.
 
 mod ledger;
+mod manners;
 mod options;
 mod publisher;
 mod worker;
@@ -22,15 +23,18 @@ use event_bus::prelude::*;
 use tokio::sync::oneshot;
 
 pub use ledger::Ledger;
-pub(crate) use ledger::{hash_of, note_in, published};
-pub(crate) use publisher::{HANDLERS, publish_call};
+pub(crate) use ledger::{note_in, published};
+pub(crate) use manners::Manners;
+pub(crate) use publisher::{HANDLERS, idempotency_key, notes_of, publish_call};
 pub use worker::{BACKOFF, MAX_ATTEMPTS};
 
+use event_bus::backend::DeadLetterFilter;
 use options::Options;
 
 use crate::history::Fact;
-use crate::suite::actor::{First, Second};
-use worker::Scripted;
+use crate::suite::Paper;
+use crate::suite::actor::{First, Role, Second, Third};
+use worker::{NewPaper, Scripted, Sheet};
 
 /// Long enough for every run of a script.
 const GRACE: Duration = Duration::from_secs(20);
@@ -55,7 +59,7 @@ async fn run(options: Options) -> Result<(), String> {
     let in_words = |error: event_bus::Error| event_bus::chain(&error);
     let ledger = Ledger::open(&options.history).map_err(|error| error.to_string())?;
     let late = Arc::new(OnceLock::new());
-    let bus = bus(&options.url, &ledger, options.number, options.timeout, &late).await.map_err(in_words)?;
+    let bus = bus(&options.url, &ledger, options.number, &options.manners, &late).await.map_err(in_words)?;
     // It is new: nobody has set it.
     let _ = late.set(bus.clone());
     let stop = stop_word();
@@ -67,6 +71,9 @@ async fn run(options: Options) -> Result<(), String> {
         false => None,
     };
     publisher::publish(&bus, &ledger, &options).await;
+    if options.is_replaying {
+        replay(&bus).await;
+    }
     if let Some(worker) = worker {
         // Only the word ends it in peace; without one the thread that listens ends the process.
         let _ = stop.await;
@@ -82,16 +89,20 @@ pub(crate) async fn bus(
     url: &str,
     ledger: &Ledger,
     number: u32,
-    timeout: Option<Duration>,
+    manners: &Manners,
     late: &Arc<OnceLock<EventBus>>,
 ) -> event_bus::Result<EventBus> {
-    let bus = EventBus::builder()
-        .connect(url)
-        .await?
-        .handler(Scripted::<First>::new(ledger, number, timeout, late))
-        .handler(Scripted::<Second>::new(ledger, number, timeout, late))
-        .poll_interval(Duration::from_millis(50))
-        .build()?;
+    let builder = EventBus::builder().connect(url).await?.poll_interval(Duration::from_millis(50));
+    let manners = Arc::new(manners.clone());
+    let builder = match manners.is_new {
+        true => with_handlers::<NewPaper>(builder, ledger, number, &manners, late),
+        false => with_handlers::<Paper>(builder, ledger, number, &manners, late),
+    };
+    let bus = match manners.concurrency {
+        Some(deliveries) => builder.concurrency(deliveries),
+        None => builder,
+    }
+    .build()?;
     while let Err(error) = bus.migrate().await {
         if !error.is_transient() {
             return Err(error);
@@ -99,6 +110,45 @@ pub(crate) async fn bus(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(bus)
+}
+
+/// The handlers that the process knows.
+fn with_handlers<P: Sheet>(
+    mut builder: event_bus::Builder,
+    ledger: &Ledger,
+    number: u32,
+    manners: &Arc<Manners>,
+    late: &Arc<OnceLock<EventBus>>,
+) -> event_bus::Builder {
+    if manners.knows(First::NAME) {
+        builder = builder.handler(Scripted::<First, P>::new(ledger, number, manners, late));
+    }
+    if manners.knows(Second::NAME) {
+        builder = builder.handler(Scripted::<Second, P>::new(ledger, number, manners, late));
+    }
+    if manners.knows(Third::NAME) {
+        builder = builder.handler(Scripted::<Third, P>::new(ledger, number, manners, late));
+    }
+    builder
+}
+
+/// Replays all dead letters of the first handler, one after the other, until there are none.
+async fn replay(bus: &EventBus) {
+    let of_first = DeadLetterFilter { handler: Some(First::NAME.to_owned()), ..DeadLetterFilter::default() };
+    loop {
+        let replayed = match bus.dead_letters(&of_first, None, 100).await {
+            Ok(letters) if letters.is_empty() => return,
+            Ok(letters) => {
+                let ids = Some(letters.iter().map(|letter| letter.id).collect());
+                bus.replay(&DeadLetterFilter { ids, ..DeadLetterFilter::default() }).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = replayed {
+            eprintln!("replay failed: {}", event_bus::chain(&error));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
 }
 
 /// Resolves when the standard input says `stop`.

@@ -69,8 +69,19 @@ impl Proxy {
     /// # Cancel safety
     /// A dropped future leaves nothing behind.
     pub async fn start(target: &str) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST, target).await
+    }
+
+    /// As [`start`](Self::start), on another address of this machine.
+    ///
+    /// # Panics
+    /// If nothing can be listened on.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves nothing behind.
+    pub async fn start_at(host: Ipv4Addr, target: &str) -> Self {
         let (address, listener) = loop {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+            let address = SocketAddr::from((host, free_port()));
             match TcpListener::bind(address).await {
                 Ok(listener) => break (address, listener),
                 // Somebody was quicker.

@@ -8,7 +8,8 @@ use super::{Found, Kind};
 use crate::history::RunEnd;
 
 pub(super) fn check(index: &Index<'_>, found: &mut Found<'_>) {
-    for delivery in &index.deliveries {
+    // Two copies cannot be told apart, nor their runs.
+    for delivery in index.deliveries.iter().filter(|delivery| !delivery.call.is_doubled) {
         for (began, runs) in index.lives(delivery) {
             check_life(index, delivery, began, &runs, found);
         }

@@ -56,6 +56,8 @@ pub(super) struct Call {
     /// Where it failed, and nothing was stored.
     pub(super) err: Option<usize>,
     pub(super) delay: u64,
+    /// Its deliveries may lie in the store twice.
+    pub(super) is_doubled: bool,
 }
 
 /// A run.
@@ -261,7 +263,7 @@ impl<'h> Building<'h, '_> {
     }
 
     fn intent(&mut self, at: usize, number: u64, delay: u64, events: &'h [Published], found: &mut Found<'h>) {
-        let call = Call { number, intent: at, ok: None, err: None, delay };
+        let call = Call { number, intent: at, ok: None, err: None, delay, is_doubled: false };
         let first = self.index.deliveries.len();
         for (batch, event) in events.iter().enumerate() {
             if self.events.insert(event.event, at).is_some() {
@@ -295,6 +297,9 @@ impl<'h> Building<'h, '_> {
             return;
         };
         say(call);
+        // Of a call that was never answered nothing more is known.
+        let has_unclean = self.global.last().is_some_and(|last| *last > call.intent);
+        call.is_doubled = self.rules.stores_twice && has_unclean;
         for delivery in &mut self.index.deliveries[deliveries.clone()] {
             delivery.call = *call;
         }

@@ -12,6 +12,7 @@ struct Story {
     time: u64,
     pending: Vec<Pending>,
     dead: Vec<Dead>,
+    stores_twice: bool,
 }
 
 impl Story {
@@ -128,6 +129,12 @@ impl Story {
         self
     }
 
+    /// On a backend that may store a call twice.
+    fn on_one_that_sends_again(mut self) -> Self {
+        self.stores_twice = true;
+        self
+    }
+
     fn violations(mut self) -> Vec<Violation> {
         let rest = Fact::Rest {
             pending: std::mem::take(&mut self.pending),
@@ -141,7 +148,8 @@ impl Story {
         let handlers =
             [("hold", rules(true, false)), ("release", rules(false, false)), ("park", rules(true, true))];
         let handlers = handlers.into_iter().map(|(name, rules)| (name.to_owned(), rules)).collect();
-        check(&self.fact(rest).history, &Rules { handlers })
+        let rules = Rules { handlers, stores_twice: self.stores_twice };
+        check(&self.fact(rest).history, &rules)
     }
 
     /// Must break exactly these promises.
@@ -669,6 +677,45 @@ mod dead_letters {
         let dead = |story: Story| story.dead_with("hold", 1, "discarded", 2, |_| {});
         dead(exhausted()).breaks(&[Kind::DeadLetter]);
         dead(failed().runs("hold", 1, 2, RunEnd::Discard)).breaks_nothing();
+    }
+}
+
+mod copies {
+    use super::*;
+
+    /// A call, in the middle of which something is lost or not; its event then runs twice, each time from its first attempt.
+    fn twice(lost: bool) -> Story {
+        let story = Story::new().calls("hold", Some("k"), &[1]);
+        let story = if lost { story.fact(Fact::SessionLost { worker: 2 }) } else { story };
+        story.ok(1).runs("hold", 1, 1, FAIL).runs("hold", 1, 2, RunEnd::Done).runs("hold", 1, 1, RunEnd::Done)
+    }
+
+    #[test]
+    fn a_call_under_way_when_connections_were_lost_may_be_stored_twice() {
+        twice(true).on_one_that_sends_again().breaks_nothing();
+        twice(true).breaks(&[Kind::Attempts, Kind::Repeat]);
+        twice(false).on_one_that_sends_again().breaks(&[Kind::Attempts, Kind::Repeat]);
+    }
+
+    #[test]
+    fn each_of_two_copies_may_die_and_no_more() {
+        let dead = |copies: usize| {
+            let story =
+                Story::new().calls("hold", Some("k"), &[1]).fact(Fact::SessionLost { worker: 2 }).ok(1);
+            let story = story.runs("hold", 1, 1, RunEnd::Discard).on_one_that_sends_again();
+            (0..copies).fold(story, |story, _| story.dead_with("hold", 1, "discarded", 1, |_| {}))
+        };
+        dead(2).breaks_nothing();
+        dead(3).breaks(&[Kind::DeadLetter]);
+    }
+
+    #[test]
+    fn a_copy_runs_in_its_turn() {
+        let story = Story::new().calls("hold", Some("k"), &[1]).fact(Fact::SessionLost { worker: 2 }).ok(1);
+        let story = story.publishes("hold", 2).runs("hold", 1, 1, RunEnd::Done);
+        let between = story.starts(1, "hold", 2, 1).starts(1, "hold", 1, 2).ends(1, 1, 2, RunEnd::Done);
+        let story = between.ends(1, 2, 1, RunEnd::Done).on_one_that_sends_again();
+        story.breaks(&[Kind::Overlap]);
     }
 }
 

@@ -1,12 +1,18 @@
 //! The stores that faults befall.
 
 use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::servers::{Engine, Postgres, RabbitMq, Redis, Server};
+use super::surroundings::Surroundings;
+use crate::servers::{Engine, Postgres, RabbitMq, Redis, Server, Vhost};
 
 /// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +47,8 @@ impl Medium {
             Self::Sqlite => Duration::from_millis(300),
             // The server ends sessions that have said nothing for this long.
             Self::Postgres => Duration::from_secs(10),
-            Self::Redis => Duration::from_secs(1),
+            // Longer than a busy machine leaves a process waiting.
+            Self::Redis => Duration::from_secs(2),
             // Two and a half heartbeats, of two seconds each.
             Self::RabbitMq => Duration::from_secs(5),
         }
@@ -52,38 +59,99 @@ impl Medium {
         self != Self::RabbitMq
     }
 
-    /// A store of its own for one row.
-    pub(super) async fn store(self) -> Store {
+    /// What it is, and which version of it.
+    pub(super) async fn version(self, store: &Store) -> String {
         match self {
             Self::Sqlite => {
-                let directory = tempfile::tempdir().unwrap();
-                let url = format!("sqlite://{}", directory.path().join("bus.db").display());
-                Store { patient_url: url.clone(), url, server: None, directory: Some(directory) }
+                let mut connection = SqliteConnection::connect(":memory:").await.unwrap();
+                let version = sqlx::query_scalar("select sqlite_version()").fetch_one(&mut connection).await;
+                format!("SQLite {}", version.unwrap_or_else(|_| "?".to_owned()))
             }
             Self::Postgres => {
-                let server = Postgres::start(&[("max_connections", "500")]).await;
-                let url = format!("{}?handover_delay_ms=400", server.url());
-                Store {
-                    patient_url: server.url().to_owned(),
-                    url,
-                    server: Some(Box::new(server)),
-                    directory: None,
-                }
+                let mut connection = PgConnection::connect(&store.own_url).await.unwrap();
+                let version = sqlx::query_scalar("show server_version").fetch_one(&mut connection).await;
+                format!("PostgreSQL {}", version.unwrap_or_else(|_| "?".to_owned()))
+            }
+            Self::Redis => {
+                let answer = redis_says(&store.server().host(), "INFO server").await.unwrap_or_default();
+                format!("Redis {}", after(&answer, "redis_version:", "\r"))
+            }
+            Self::RabbitMq => {
+                let server = store.engine::<RabbitMq>();
+                let answer = server.manage("GET", "/api/overview", "").await.unwrap_or_default();
+                let version = after(&answer, "\"rabbitmq_version\":\"", "\"");
+                format!("RabbitMQ {version}, Erlang {}", after(&answer, "\"erlang_version\":\"", "\""))
+            }
+        }
+    }
+
+    /// A server of its own for one row; none for a file.
+    pub(super) async fn server(self, surroundings: &Surroundings) -> Option<Arc<dyn Victim>> {
+        let around = surroundings.settings();
+        let mut settings: Vec<_> = around.iter().map(|(name, value)| (&**name, &**value)).collect();
+        match self {
+            Self::Sqlite => None,
+            Self::Postgres => {
+                settings.push(("max_connections", "500"));
+                Some(Arc::new(Postgres::start(&settings).await))
             }
             Self::Redis => {
                 // An operator may do everything to it.
-                let server = Redis::start(&[("enable-debug-command", "yes")]).await;
-                let patient_url = format!("{}?bus=faults", server.url());
-                let url = format!("{patient_url}&lease_ms={}", self.lease().as_millis());
-                Store { patient_url, url, server: Some(Box::new(server)), directory: None }
+                settings.push(("enable-debug-command", "yes"));
+                Some(Arc::new(Redis::start(&settings).await))
             }
-            Self::RabbitMq => {
-                let server = RabbitMq::start(&[]).await;
-                let patient_url = format!("{}?partitions=4&presence_ms=200&vacancy_ms=50", server.url());
-                let url = format!("{patient_url}&heartbeat_s=2");
-                Store { patient_url, url, server: Some(Box::new(server)), directory: None }
-            }
+            Self::RabbitMq => Some(Arc::new(RabbitMq::start(&settings).await)),
         }
+    }
+
+    /// An empty store; on a server that is shared a place of its own: a database, a bus, a virtual host.
+    pub(super) async fn store(
+        self,
+        server: Option<Arc<dyn Victim>>,
+        is_shared: bool,
+        surroundings: &Surroundings,
+    ) -> Store {
+        static STORES: AtomicU64 = AtomicU64::new(1);
+        let number = STORES.fetch_add(1, Ordering::Relaxed);
+        let mut store = Store::nowhere(server);
+        store.own_url = match self {
+            Self::Sqlite => {
+                let directory = match &surroundings.disk {
+                    Some(disk) => tempfile::tempdir_in(disk.path()).unwrap(),
+                    None => tempfile::tempdir().unwrap(),
+                };
+                let url = format!("sqlite://{}", directory.path().join("bus.db").display());
+                store.directory = Some(directory);
+                url
+            }
+            Self::Postgres if is_shared => {
+                let database = store.engine::<Postgres>().database().await;
+                let url = database.url().to_owned();
+                store.place = Some(Box::new(database));
+                url
+            }
+            Self::RabbitMq if is_shared => {
+                let vhost = store.engine::<RabbitMq>().vhost().await;
+                let url = vhost.url().to_owned();
+                store.place = Some(Box::new(vhost));
+                url
+            }
+            Self::Postgres | Self::Redis | Self::RabbitMq => store.server().own_url().to_owned(),
+        };
+        let own_url = &store.own_url;
+        store.patient_url = match self {
+            Self::Sqlite | Self::Postgres => own_url.clone(),
+            Self::Redis => format!("{own_url}?bus=faults-{number}"),
+            Self::RabbitMq => format!("{own_url}?partitions=4&presence_ms=200&vacancy_ms=50"),
+        };
+        let patient_url = &store.patient_url;
+        store.url = match self {
+            Self::Sqlite => patient_url.clone(),
+            Self::Postgres => format!("{patient_url}?handover_delay_ms=400"),
+            Self::Redis => format!("{patient_url}&lease_ms={}", self.lease().as_millis()),
+            Self::RabbitMq => format!("{patient_url}&heartbeat_s=2"),
+        };
+        store
     }
 }
 
@@ -93,21 +161,53 @@ pub(super) struct Store {
     pub(super) url: String,
     /// With the usual ones.
     pub(super) patient_url: String,
-    server: Option<Box<dyn Victim>>,
+    /// The store itself, without the options of the bus.
+    pub(super) own_url: String,
+    /// What makes it a store of its own on its server.
+    place: Option<Box<dyn Any + Send + Sync>>,
+    server: Option<Arc<dyn Victim>>,
     pub(super) directory: Option<TempDir>,
 }
 
 impl Store {
     /// Another server is the one that counts, from now on.
     pub(super) fn fail_over<E: Engine>(&mut self, server: Server<E>) {
-        self.url = server.url().to_owned();
-        self.patient_url.clone_from(&self.url);
-        self.server = Some(Box::new(server));
+        server.url().clone_into(&mut self.own_url);
+        self.url.clone_from(&self.own_url);
+        self.patient_url.clone_from(&self.own_url);
+        self.server = Some(Arc::new(server));
+    }
+
+    fn nowhere(server: Option<Arc<dyn Victim>>) -> Self {
+        Self {
+            url: String::new(),
+            patient_url: String::new(),
+            own_url: String::new(),
+            place: None,
+            server,
+            directory: None,
+        }
     }
 
     /// The server. Rows ask beforehand whether there is one.
     pub(super) fn server(&self) -> &dyn Victim {
         self.server.as_deref().expect("a medium with a server")
+    }
+
+    /// The server as what it is.
+    pub(super) fn engine<T: 'static>(&self) -> &T {
+        let server: &dyn Any = self.server();
+        server.downcast_ref().expect("a server of this kind")
+    }
+
+    /// Removes a place on a server that goes on. A virtual host with its queues is a burden to it.
+    pub(super) async fn clear(&self) {
+        if let Some(vhost) = self.place.as_ref().and_then(|place| place.downcast_ref::<Vhost>()) {
+            let path = format!("/api/vhosts/{}", vhost.name());
+            if let Err(why) = self.engine::<RabbitMq>().manage("DELETE", &path, "").await {
+                eprintln!("a virtual host is left: {why}");
+            }
+        }
     }
 }
 
@@ -159,4 +259,19 @@ impl<E: Engine> Victim for Server<E> {
     async fn resume(&self) {
         Self::resume(self).await;
     }
+}
+
+/// What a Redis server answers to a command.
+pub(super) async fn redis_says(host: &str, command: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(host).await?;
+    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// What stands between a sign and the next end.
+fn after<'t>(text: &'t str, sign: &str, end: &str) -> &'t str {
+    let rest = text.split_once(sign).map_or("?", |(_, rest)| rest);
+    rest.split(end).next().unwrap_or(rest)
 }

@@ -2,9 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::process::Command;
 use std::time::Duration;
 
 use super::medium::Medium;
+use super::options::{Options, Pace};
 use super::rows::Row;
 use crate::checker::{Kind, Violation};
 use crate::history::{Fact, History, RunEnd};
@@ -25,11 +27,18 @@ pub(super) struct Outcome {
     wrong_dead_letters: usize,
     /// What must not be, in words.
     findings: Vec<String>,
+    /// What the row itself has to say.
+    remarks: Vec<String>,
 }
 
 impl Outcome {
     /// Counts. Violations of the expected kinds are no findings: the row says why.
-    pub(super) fn new(history: &History, violations: &[Violation], expected: &[Kind]) -> Self {
+    pub(super) fn new(
+        history: &History,
+        violations: &[Violation],
+        expected: &[Kind],
+        remarks: Vec<String>,
+    ) -> Self {
         let violations: Vec<_> = violations.iter().filter(|found| !spans_a_stall(history, found)).collect();
         let count = |kinds: &[Kind]| violations.iter().filter(|found| kinds.contains(&found.kind)).count();
         let findings = violations.iter().filter(|found| !expected.contains(&found.kind));
@@ -44,6 +53,7 @@ impl Outcome {
             order_breaks: count(&[Kind::Order]),
             wrong_dead_letters: count(&[Kind::DeadLetter]),
             findings: findings.map(ToString::to_string).collect(),
+            remarks,
         }
     }
 
@@ -59,7 +69,12 @@ impl Outcome {
             order_breaks: 0,
             wrong_dead_letters: 0,
             findings: vec![why],
+            remarks: Vec::new(),
         }
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        !self.findings.is_empty()
     }
 
     pub(super) fn in_short(&self) -> String {
@@ -173,6 +188,9 @@ fn take_over(history: &History) -> Option<Duration> {
 /// What came of all rows on all backends.
 pub(super) struct Report {
     seed: u64,
+    pace: Pace,
+    /// What they ran on.
+    versions: Vec<String>,
     lines: Vec<Line>,
 }
 
@@ -184,8 +202,12 @@ struct Line {
 }
 
 impl Report {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { seed, lines: Vec::new() }
+    pub(super) fn new(options: &Options) -> Self {
+        Self { seed: options.seed, pace: options.pace, versions: Vec::new(), lines: Vec::new() }
+    }
+
+    pub(super) fn ran_on(&mut self, version: String) {
+        self.versions.push(version);
     }
 
     pub(super) fn add(&mut self, medium: Medium, row: &Row, time: Duration, outcome: Outcome) {
@@ -197,14 +219,61 @@ impl Report {
     }
 
     pub(super) fn has_failed(&self) -> bool {
-        self.lines.iter().any(|line| matches!(&line.result, Ok((_, outcome)) if !outcome.findings.is_empty()))
+        self.lines.iter().any(|line| matches!(&line.result, Ok((_, outcome)) if outcome.has_failed()))
     }
+
+    /// How many rows kept all promises, how many did not, how many could not be run.
+    fn tally(&self) -> (usize, usize, usize) {
+        self.lines.iter().fold((0, 0, 0), |(passed, failed, skipped), line| match &line.result {
+            Ok((_, outcome)) if outcome.has_failed() => (passed, failed + 1, skipped),
+            Ok(_) => (passed + 1, failed, skipped),
+            Err(_) => (passed, failed, skipped + 1),
+        })
+    }
+
+    /// As a page of its own.
+    pub(super) fn page(&self) -> String {
+        format!(
+            "# What the fault matrix found\n\nWritten by `cargo xtask faults --report FILE`; what each row does is in \
+             `tests/src/faults/rows`.\n\nCommit {}. {} on {} cores.\n\n{self}",
+            commit(),
+            self.versions.join(", "),
+            std::thread::available_parallelism().map_or(1, usize::from),
+        )
+    }
+}
+
+/// What is being tested, as far as git knows.
+fn commit() -> String {
+    let say = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+        output
+            .ok()
+            .filter(|output| output.status.success())
+            .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = say(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".to_owned() };
+    let is_changed =
+        say(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|changes| !changes.is_empty());
+    if is_changed { format!("{commit} with changes") } else { commit }
 }
 
 impl fmt::Display for Report {
     /// A table in Markdown, and below it what was found.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Seed {}. Deliveries are counted; times are in seconds.\n", self.seed)?;
+        if self.pace.is_fast {
+            writeln!(
+                f,
+                "The fast subset: rows of some seconds, scaled down; `cargo xtask faults` runs all of them.\n"
+            )?;
+        }
+        let (passed, failed, skipped) = self.tally();
+        writeln!(
+            f,
+            "Seed {}. {passed} rows passed, {failed} failed, {skipped} cannot be run and say why. Deliveries are counted; times \
+             are in seconds.\n",
+            self.seed
+        )?;
         writeln!(
             f,
             "| row | fault | backend | result | published | runs | repeats | worst take-over | loss | overlaps | order breaks | wrong dead letters | time |"
@@ -235,6 +304,9 @@ impl fmt::Display for Report {
         }
         for line in &self.lines {
             let Ok((_, outcome)) = &line.result else { continue };
+            for remark in &outcome.remarks {
+                writeln!(f, "\n{} on {}: {remark}.", line.id, line.medium.name())?;
+            }
             for finding in outcome.findings.iter().take(3) {
                 writeln!(f, "\n{} on {}: {finding}", line.id, line.medium.name())?;
             }

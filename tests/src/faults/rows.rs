@@ -1,18 +1,23 @@
 //! The rows, by what the fault befalls.
 
+mod backlogs;
 mod everything;
+mod letters;
 mod network;
+mod payloads;
 mod postgres;
 mod rabbitmq;
 mod redis;
 mod servers;
 mod sqlite;
+mod surroundings;
 mod workers;
 
 use std::pin::Pin;
 
 use super::medium::Medium;
 use super::scene::Scene;
+use super::surroundings::Need;
 use crate::checker::Kind;
 use crate::fleet::Node;
 
@@ -25,15 +30,22 @@ pub(super) struct Row {
     pub(super) why_not: fn(Medium) -> Option<&'static str>,
     /// What the checker finds although all is as it must be.
     pub(super) expects: &'static [Kind],
+    /// The media on which it takes some seconds only: it is part of the fast subset there.
+    pub(super) fast: &'static [Medium],
+    /// What must be there before the server is.
+    pub(super) needs: &'static [Need],
     /// Brings it about, heals it, and answers with the workers that are left.
     pub(super) run: Run,
 }
 
 pub(super) type Run = for<'s> fn(&'s mut Scene) -> Pin<Box<dyn Future<Output = Vec<Node>> + Send + 's>>;
 
-/// Rows of a file: `rows! { "W1" "a title" a_function; "W9" "another" another, why_not: f, expects: [Overlap]; }`.
+/// Rows of a file: `rows! { "W1" "a title" a_function, fast: [Sqlite]; "W9" "another" another, why_not: f, expects:
+/// [Overlap]; }`.
 macro_rules! rows {
-    ($($id:literal $title:literal $run:ident $(, why_not: $why:expr)? $(, expects: [$($kind:ident),*])?;)*) => {
+    ($($id:literal $title:literal $run:ident
+       $(, why_not: $why:expr)? $(, expects: [$($kind:ident),*])? $(, needs: [$($need:ident),*])?
+       $(, fast: [$($medium:ident),*])?;)*) => {
         pub(super) fn rows() -> Vec<super::Row> {
             vec![$(super::Row {
                 id: $id,
@@ -43,6 +55,8 @@ macro_rules! rows {
                     why.first().copied().unwrap_or(|_| None)
                 },
                 expects: &[$($(crate::checker::Kind::$kind),*)?],
+                fast: &[$($(super::Medium::$medium),*)?],
+                needs: &[$($(super::Need::$need),*)?],
                 run: |scene| Box::pin($run(scene)),
             }),*]
         }
@@ -54,6 +68,10 @@ use rows;
 pub(super) fn all() -> Vec<Row> {
     [
         workers::rows(),
+        backlogs::rows(),
+        payloads::rows(),
+        letters::rows(),
+        surroundings::rows(),
         network::rows(),
         servers::rows(),
         postgres::rows(),

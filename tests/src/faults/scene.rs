@@ -2,15 +2,22 @@
 
 use std::any::Any;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use event_bus::EventBus;
+use event_bus::backend::HandlerCounts;
+
 use super::medium::{Medium, Store};
+use super::options::Pace;
 use super::report::Outcome;
 use super::rows::Row;
+use super::surroundings::Surroundings;
+use crate::checker::HandlerRules;
 use crate::fleet::{Fleet, Node};
 use crate::history::Fact;
-use crate::node::Ledger;
+use crate::node::{HANDLERS, Ledger, Manners};
 use crate::proxy::Proxy;
 use crate::suite::actor::FIRST;
 use crate::suite::{Act, Note, note};
@@ -36,30 +43,57 @@ pub(super) struct Scene {
     pub(super) medium: Medium,
     pub(super) fleet: Fleet,
     pub(super) random: fastrand::Rng,
-    /// How long a row lasts that lasts as long as it is told.
-    pub(super) lasts: Duration,
-    next: u64,
+    /// How much time there is.
+    pub(super) pace: Pace,
+    /// How many deliveries are neither done nor dead at the end, because the row leaves them so.
+    pub(super) leaves: u64,
+    /// What the report shall say beside the numbers.
+    remarks: Vec<String>,
+    /// The number of the next note.
+    next: AtomicU64,
     /// Dropped after the processes.
     pub(super) store: Store,
     /// What must be there until the verdict, such as other servers.
     pub(super) kept: Vec<Box<dyn Any + Send + Sync>>,
+    /// Dropped after the store.
+    pub(super) surroundings: Surroundings,
 }
 
 impl Scene {
-    pub(super) async fn new(medium: Medium, seed: u64, lasts: Duration) -> Self {
-        let store = medium.store().await;
-        let mut scene = Self::before_the_store(store, medium, seed, lasts).await;
+    pub(super) async fn new(
+        medium: Medium,
+        store: Store,
+        surroundings: Surroundings,
+        seed: u64,
+        pace: Pace,
+    ) -> Self {
+        let mut scene = Self::before_the_store(store, surroundings, medium, seed, pace).await;
         scene.prepare().await;
         scene
     }
 
-    async fn before_the_store(store: Store, medium: Medium, seed: u64, lasts: Duration) -> Self {
-        // Of this bus nothing is run: it publishes, looks on, and needs the handlers' names for that.
-        let nowhere = Ledger::open("/dev/null".as_ref()).unwrap();
-        let bus = crate::node::bus(&store.url, &nowhere, 0, None, &Arc::new(OnceLock::new())).await.unwrap();
-        let fleet = Fleet::new(program(), store.url.clone(), bus);
+    async fn before_the_store(
+        store: Store,
+        surroundings: Surroundings,
+        medium: Medium,
+        seed: u64,
+        pace: Pace,
+    ) -> Self {
+        let bus = Self::bus_at(&store.url).await;
+        let mut fleet = Fleet::new(program(), store.url.clone(), bus);
+        fleet.rules.stores_twice = !medium.has_idempotency_keys();
         let random = fastrand::Rng::with_seed(seed);
-        Self { medium, fleet, random, lasts, next: 0, store, kept: Vec::new() }
+        let remarks = Vec::new();
+        let (next, kept) = (AtomicU64::new(0), Vec::new());
+        Self { medium, fleet, random, pace, leaves: 0, remarks, next, store, kept, surroundings }
+    }
+
+    /// A bus of which nothing is run: it publishes, looks on, and needs the handlers' names for that.
+    pub(super) async fn bus_at(url: &str) -> EventBus {
+        let nowhere = Ledger::open("/dev/null".as_ref()).unwrap();
+        let handlers = HANDLERS.map(str::to_owned).into();
+        let manners = Manners { handlers, is_new: true, ..Manners::default() };
+        crate::node::bus(url, &nowhere, 0, &manners, &Arc::new(OnceLock::new())).await.unwrap()
     }
 
     /// A line of success before anything goes wrong: scripts are loaded, topology is declared.
@@ -68,20 +102,104 @@ impl Scene {
         self.fleet.publish(&notes).await;
     }
 
+    /// The report shall say this as well.
+    pub(super) fn remark(&mut self, text: impl Into<String>) {
+        self.remarks.push(text.into());
+    }
+
     /// So many notes over so many keys, whose runs take some time.
-    pub(super) fn notes(&mut self, count: u64, keys: u64, time: Duration) -> Vec<Note> {
-        let first = self.next;
-        self.next += count;
+    pub(super) fn notes(&self, count: u64, keys: u64, time: Duration) -> Vec<Note> {
+        let first = self.next.fetch_add(count, Ordering::Relaxed);
         let acts = if time.is_zero() { Vec::new() } else { vec![Act::Sleep(time); 4] };
-        (first..self.next)
+        (first..first + count)
             .map(|n| note(n).read_by(FIRST).key(format!("s{}", n % keys)).acts(acts.clone()))
             .collect()
     }
 
     /// One note with a script.
-    pub(super) fn scripted(&mut self, key: &str, acts: impl IntoIterator<Item = Act>) -> Note {
-        self.next += 1;
-        note(self.next - 1).read_by(FIRST).key(key).acts(acts)
+    pub(super) fn scripted(&self, key: &str, acts: impl IntoIterator<Item = Act>) -> Note {
+        note(self.next.fetch_add(1, Ordering::Relaxed)).read_by(FIRST).key(key).acts(acts)
+    }
+
+    /// A note that both handlers read, which do nothing but succeed.
+    pub(super) fn note(&self, key: &str) -> Note {
+        note(self.next.fetch_add(1, Ordering::Relaxed)).key(key)
+    }
+
+    /// Waits until a worker has begun so many more runs; others may take all there is, so there is always something new.
+    pub(super) async fn until_busy(&self, worker: &Node, count: usize) {
+        let number = worker.number;
+        let wanted = self.begun_by(number) + count;
+        while self.begun_by(number) < wanted {
+            self.feed().await;
+        }
+    }
+
+    /// Publishes something if there is nothing left to run; answers after a moment if there is.
+    async fn feed(&self) {
+        match self.left().await {
+            // A connection may be gone, and the server as well.
+            Some(left) if left <= self.leaves => {
+                let notes = self.notes(40, 8, Duration::from_millis(5));
+                self.fleet.publish(&notes).await;
+            }
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    }
+
+    /// How many deliveries are neither done nor dead, if the store says so.
+    async fn left(&self) -> Option<u64> {
+        let counts = self.fleet.bus.counts().await.ok()?;
+        Some(counts.iter().map(|handler| handler.ready + handler.waiting).sum())
+    }
+
+    fn begun_by(&self, number: u32) -> usize {
+        self.fleet.count(|fact| matches!(fact, Fact::RunStart { worker, .. } if *worker == number))
+    }
+
+    /// A worker with these options of a node.
+    pub(super) async fn worker_with(&mut self, options: &[&str]) -> Node {
+        let url = self.store.url.clone();
+        self.fleet.worker_at(&url, options).await
+    }
+
+    /// Notes published here in calls of a thousand.
+    pub(super) async fn publish_in_parts(&self, notes: &[Note]) {
+        for part in notes.chunks(1_000) {
+            self.fleet.publish(part).await;
+        }
+    }
+
+    /// How many deliveries of a handler are neither done nor dead.
+    pub(super) async fn left_of(&self, handler: &str) -> u64 {
+        self.counted(handler, |counts| counts.ready + counts.waiting).await
+    }
+
+    /// How many dead letters of a handler there are.
+    pub(super) async fn dead_of(&self, handler: &str) -> u64 {
+        self.counted(handler, |counts| counts.dead).await
+    }
+
+    async fn counted(&self, handler: &str, what: impl Fn(&HandlerCounts) -> u64) -> u64 {
+        loop {
+            // After an outage the first question may find a connection that is gone.
+            match self.fleet.bus.counts().await {
+                Ok(counts) => return counts.iter().find(|counts| counts.handler == handler).map_or(0, what),
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// What a handler promises that is told to behave otherwise than usual.
+    pub(super) fn rules(&mut self, handler: &str) -> &mut HandlerRules {
+        self.fleet.rules.handlers.get_mut(handler).expect("a handler of a node")
+    }
+
+    /// What is left of these events on purpose, with the store: nobody shall look for it.
+    pub(super) fn give_up(&self, handler: &str, events: impl IntoIterator<Item = u64>) {
+        for event in events {
+            self.fleet.ledger.write(Fact::Purge { handler: handler.to_owned(), event });
+        }
     }
 
     /// A worker beside the proxy, if there is one.
@@ -111,33 +229,25 @@ impl Scene {
 
     /// How many runs have begun.
     pub(super) fn begun(&self) -> usize {
-        let records = self.fleet.history().records;
-        records.iter().filter(|record| matches!(record.fact, Fact::RunStart { .. })).count()
+        self.fleet.count(|fact| matches!(fact, Fact::RunStart { .. }))
     }
 
     /// How many publish calls have returned Ok.
     pub(super) fn published(&self) -> usize {
-        let records = self.fleet.history().records;
-        records.iter().filter(|record| matches!(record.fact, Fact::PublishOk { .. })).count()
+        self.fleet.count(|fact| matches!(fact, Fact::PublishOk { .. }))
     }
 
-    /// Waits until so many more runs have begun, wherever.
+    /// Waits until so many more runs have begun, wherever; there is always something new.
     pub(super) async fn until_more(&self, count: usize) {
         let wanted = self.begun() + count;
-        self.fleet
-            .until(|facts| facts.iter().filter(|f| matches!(f, Fact::RunStart { .. })).count() >= wanted)
-            .await;
+        while self.begun() < wanted {
+            self.feed().await;
+        }
     }
 
     /// Waits until everything is done.
     pub(super) async fn rest(&self) {
-        loop {
-            // After an outage the first question may find a connection that is gone.
-            if let Ok(counts) = self.fleet.bus.counts().await
-                && counts.iter().all(|handler| handler.ready + handler.waiting == 0)
-            {
-                return;
-            }
+        while self.left().await != Some(self.leaves) {
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -195,7 +305,8 @@ impl Scene {
             worker.stop().await;
         }
         let (history, violations) = self.fleet.judge().await;
-        Outcome::new(&history, &violations, row.expects)
+        self.store.clear().await;
+        Outcome::new(&history, &violations, row.expects, self.remarks)
     }
 }
 

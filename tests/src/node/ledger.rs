@@ -43,17 +43,17 @@ impl Ledger {
     }
 }
 
-/// Nanoseconds on a clock that all processes of this machine share.
+/// Nanoseconds on a clock that all processes of this machine share, and that no row of the fault matrix puts wrong: they
+/// do so to all others.
 fn now() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
+    let now = clock_gettime(ClockId::MonotonicRaw);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 /// An event as a history knows it.
 pub(crate) fn published(note: &Note, handlers: &[&str]) -> Published {
-    let is_reader =
-        |handler: &&&str| note.readers.is_empty() || note.readers.iter().any(|reader| reader == **handler);
+    let is_reader = |handler: &&&str| super::worker::reads(handler, note);
     Published {
         event: note.number,
         key: note.key.clone(),

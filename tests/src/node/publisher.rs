@@ -7,11 +7,11 @@ use event_bus::prelude::*;
 use super::ledger::{Ledger, published};
 use super::options::Options;
 use crate::history::Fact;
-use crate::suite::actor::{FIRST, SECOND};
+use crate::suite::actor::{FIRST, SECOND, THIRD};
 use crate::suite::{Act, Note, note};
 
 /// The handlers of a node.
-pub(crate) const HANDLERS: [&str; 2] = [FIRST, SECOND];
+pub(crate) const HANDLERS: [&str; 3] = [FIRST, SECOND, THIRD];
 
 /// Events and calls of one process are numbered from here.
 fn first_number(process: u32) -> u64 {
@@ -23,24 +23,37 @@ pub(super) fn first_number_of_handlers(process: u32) -> u64 {
     first_number(process) + 500_000
 }
 
-pub(super) async fn publish(bus: &EventBus, ledger: &Ledger, options: &Options) {
-    let first = first_number(options.number);
-    let mut random = options.acts.clone();
-    let notes: Vec<_> = (0..options.publish)
+/// What a process publishes: so many events in calls of `batch` over `keys`.
+pub(crate) fn notes_of(
+    process: u32,
+    count: u64,
+    keys: u64,
+    batch: u64,
+    acts_of: Option<&fastrand::Rng>,
+) -> Vec<Note> {
+    let first = first_number(process);
+    let mut random = acts_of.cloned();
+    (0..count)
         .map(|position| {
-            let key = format!("k{}", position / options.batch % options.keys);
+            let key = format!("k{}", position / batch % keys);
             // One handler sees all, the other every third key.
             let mut note = note(first + position).key(key);
             if let Some(random) = &mut random {
                 note = note.acts(acts(random));
             }
-            if (position / options.batch % options.keys).is_multiple_of(3) {
-                note
-            } else {
-                note.read_by(FIRST)
-            }
+            if (position / batch % keys).is_multiple_of(3) { note } else { note.read_by(FIRST) }
         })
-        .collect();
+        .collect()
+}
+
+/// The idempotency key of a call of a process.
+pub(crate) fn idempotency_key(process: u32, call: u64) -> String {
+    format!("{process}-{call}")
+}
+
+pub(super) async fn publish(bus: &EventBus, ledger: &Ledger, options: &Options) {
+    let first = first_number(options.number);
+    let notes = notes_of(options.number, options.publish, options.keys, options.batch, options.acts.as_ref());
     for (call, batch) in (first..).zip(notes.chunks(usize::try_from(options.batch).unwrap_or(1))) {
         match options.is_idempotent {
             true => publish_until_known(bus, ledger, call, options.number, batch).await,
@@ -71,7 +84,7 @@ fn acts(random: &mut fastrand::Rng) -> Vec<Act> {
 async fn publish_until_known(bus: &EventBus, ledger: &Ledger, call: u64, publisher: u32, notes: &[Note]) {
     let events = notes.iter().map(|note| published(note, &HANDLERS)).collect();
     ledger.write(Fact::PublishIntent { call, publisher, delay: 0, events });
-    let key = format!("{publisher}-{call}");
+    let key = idempotency_key(publisher, call);
     while let Err(error) = bus.publish_all(notes).idempotency_key(&*key).await {
         if !error.is_transient() && error.kind() != event_bus::ErrorKind::OutcomeUnknown {
             eprintln!("publish failed: {}", event_bus::chain(&error));

@@ -13,39 +13,67 @@ use event_bus::prelude::*;
 use tokio::time::Instant;
 
 use super::ledger::{Ledger, hash_of};
+use super::manners::Manners;
 use super::publisher::{first_number_of_handlers, publish_call};
 use crate::history::{Fact, RunEnd};
-use crate::suite::actor::{Role, SECOND};
-use crate::suite::note::SCRIPTED;
-use crate::suite::{Act, Note, Paper, note};
+use crate::suite::actor::{Role, SECOND, THIRD};
+use crate::suite::note::{Later, SCRIPTED};
+use crate::suite::{Act, Memo, Note, Paper, note};
 
-/// How often a node tries a delivery.
+/// How often a node tries a delivery if it is not told otherwise.
 pub const MAX_ATTEMPTS: u32 = 3;
 
 /// How long a node waits between two attempts.
 pub const BACKOFF: Duration = Duration::from_millis(5);
 
-/// A handler of a node.
-pub(super) struct Scripted<R> {
+/// A handler of a node, for events of the type `P`.
+pub(super) struct Scripted<R, P = Paper> {
     ledger: Ledger,
     worker: u32,
-    timeout: Option<Duration>,
+    manners: Arc<Manners>,
     bus: Arc<OnceLock<EventBus>>,
-    role: PhantomData<fn() -> R>,
+    role: PhantomData<fn() -> (R, P)>,
+}
+
+/// What handlers take that do what the event says.
+pub(super) trait Sheet: Events {
+    fn note(&self) -> &Note;
+}
+
+impl Sheet for Paper {
+    fn note(&self) -> &Note {
+        Self::note(self)
+    }
+}
+
+/// What the handlers of the next release take.
+#[derive(Clone, Debug, PartialEq, Eq, Events)]
+pub(super) enum NewPaper {
+    Note(Note),
+    Memo(Memo),
+    Later(Later),
+}
+
+impl Sheet for NewPaper {
+    fn note(&self) -> &Note {
+        match self {
+            Self::Note(note) | Self::Memo(Memo(note)) | Self::Later(Later(note)) => note,
+        }
+    }
 }
 
 /// Runs of a process are numbered through all of its handlers.
 static RUNS: AtomicU64 = AtomicU64::new(1);
 
-impl<R> Scripted<R> {
+impl<R, P> Scripted<R, P> {
     /// Through `bus`, once it is there, it publishes.
     pub(super) fn new(
         ledger: &Ledger,
         worker: u32,
-        timeout: Option<Duration>,
+        manners: &Arc<Manners>,
         bus: &Arc<OnceLock<EventBus>>,
     ) -> Self {
-        Self { ledger: ledger.clone(), worker, timeout, bus: bus.clone(), role: PhantomData }
+        Self { ledger: ledger.clone(), worker, manners: manners.clone(), bus: bus.clone(), role: PhantomData }
     }
 
     /// Publishes as part of a run of `cause`.
@@ -66,32 +94,36 @@ impl<R> Scripted<R> {
     }
 }
 
+/// Whether a handler is interested: the third one only in what names it.
+pub(super) fn reads(handler: &str, note: &Note) -> bool {
+    match note.readers.is_empty() {
+        true => handler != THIRD,
+        false => note.readers.iter().any(|reader| reader == handler),
+    }
+}
+
 #[async_trait]
-impl<R: Role> Handler for Scripted<R> {
+impl<R: Role, P: Sheet> Handler for Scripted<R, P> {
     const NAME: &'static str = R::NAME;
-    type Event = Paper;
+    type Event = P;
     type Output = ();
 
-    fn interested(&self, paper: &Paper) -> bool {
-        let readers = &paper.note().readers;
-        readers.is_empty() || readers.iter().any(|reader| reader == R::NAME)
+    fn interested(&self, paper: &P) -> bool {
+        reads(R::NAME, paper.note())
     }
 
     fn options(&self) -> HandlerOptions {
-        let options = HandlerOptions::new().max_attempts(MAX_ATTEMPTS).backoff(Backoff::fixed(BACKOFF));
-        match self.timeout {
-            Some(timeout) => options.timeout(timeout),
-            None => options,
-        }
+        self.manners.options(R::NAME)
     }
 
-    async fn handle(&self, paper: Paper, cx: &Context) -> Result<(), Failure> {
+    async fn handle(&self, paper: P, cx: &Context) -> Result<(), Failure> {
         let note = paper.note();
         let run = Run {
             ledger: &self.ledger,
             worker: self.worker,
             number: RUNS.fetch_add(1, Ordering::Relaxed),
-            deadline: self.timeout.map(|timeout| Instant::now() + timeout),
+            deadline: self.manners.timeout.map(|timeout| Instant::now() + timeout),
+            delay: nanos(self.manners.backoff),
             is_over: false,
         };
         self.ledger.write(Fact::RunStart {
@@ -104,7 +136,15 @@ impl<R: Role> Handler for Scripted<R> {
             attempt: cx.attempt(),
             fence: cx.fence(),
         });
-        let delay = nanos(BACKOFF);
+        let delay = run.delay;
+        if self.manners.discards {
+            run.ends(RunEnd::Discard);
+            return Err(Failure::discard("everything is given up here"));
+        }
+        if self.manners.is_down() {
+            run.ends(RunEnd::Retry { delay });
+            return Err(Failure::retry("what it needs is down"));
+        }
         match note.act(R::NAME, cx.attempt() as usize - 1) {
             Act::Succeed | Act::Wait => {}
             Act::Sleep(time) => tokio::time::sleep(time).await,
@@ -153,6 +193,8 @@ struct Run<'l> {
     number: u64,
     /// When it is given up.
     deadline: Option<Instant>,
+    /// How long to wait before the next attempt.
+    delay: u64,
     is_over: bool,
 }
 
@@ -170,7 +212,7 @@ impl Run<'_> {
 impl Drop for Run<'_> {
     fn drop(&mut self) {
         if !self.is_over {
-            let delay = nanos(BACKOFF);
+            let delay = self.delay;
             self.say(match self.deadline {
                 _ if std::thread::panicking() => RunEnd::Panic { delay },
                 Some(deadline) if deadline <= Instant::now() => RunEnd::Timeout { delay },

@@ -86,6 +86,12 @@ pub struct Address {
     pub admin: Option<String>,
 }
 
+/// A setting that says in which directory a server of this machine shall live, instead of that of all tests.
+pub(super) const PLACE: &str = "place";
+
+/// Settings that begin so are variables of the environment of its processes.
+const ENVIRONMENT: &str = "env.";
+
 /// Where a server lives.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -123,8 +129,14 @@ impl Place {
         self.settings().find(|(own, _)| *own == name).map(|(_, value)| value)
     }
 
-    /// The settings, by name.
+    /// The settings, by name, without those that are not the server's own.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.settings.iter().map(|(name, value)| (&**name, &**value))
+        let is_own = |name: &str| name != PLACE && !name.starts_with(ENVIRONMENT);
+        self.settings.iter().map(|(name, value)| (&**name, &**value)).filter(move |(name, _)| is_own(name))
+    }
+
+    /// Variables of the environment of its processes, beside those that it needs.
+    pub(super) fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.iter().filter_map(|(name, value)| Some((name.strip_prefix(ENVIRONMENT)?, &**value)))
     }
 }

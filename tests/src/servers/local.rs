@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::engine::{Address, Engine, Place};
+use super::engine::{Address, Engine, PLACE, Place};
 use super::keeper::{Kept, hold, keep};
 use super::{ports, processes};
 
@@ -70,7 +70,9 @@ pub(super) fn place<E: Engine>(
 ) -> Result<(Place, Option<File>), String> {
     find("flock", &[]).ok_or("the program flock (util-linux) is missing")?;
     let name = format!("{}-{}", E::NAME, super::unique_name());
-    let directory = base()?.join(&name);
+    let wanted = settings.iter().find(|(name, _)| name == PLACE);
+    let base = wanted.map_or_else(base, |(_, directory)| Ok(PathBuf::from(directory)))?;
+    let directory = base.join(&name);
     let in_words = |error| format!("{}: {error}", directory.display());
     fs::create_dir(&directory).map_err(in_words)?;
     fs::set_permissions(&directory, Permissions::from_mode(0o711)).map_err(in_words)?;
@@ -250,6 +252,7 @@ pub(super) fn command(program: &Path, place: &Place) -> Result<Command, String> 
     let log = File::options().create(true).append(true).open(&log).map_err(in_words)?;
     let errors = log.try_clone().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
+    command.envs(place.environment());
     command.current_dir(&place.directory).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
     Ok(command)
 }

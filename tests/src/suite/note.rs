@@ -36,6 +36,14 @@ pub struct Memo(
     pub Note,
 );
 
+/// An event that only the next release knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Event)]
+#[event(name = "suite.later", partitioned)]
+pub(crate) struct Later(
+    /// All else is as in a note.
+    pub Note,
+);
+
 /// What the handlers of the suite take.
 #[derive(Clone, Debug, PartialEq, Eq, Events)]
 pub enum Paper {
@@ -83,6 +91,12 @@ impl Partitioned for Note {
 }
 
 impl Partitioned for Memo {
+    fn partition_key(&self) -> Option<Cow<'_, str>> {
+        self.0.partition_key()
+    }
+}
+
+impl Partitioned for Later {
     fn partition_key(&self) -> Option<Cow<'_, str>> {
         self.0.partition_key()
     }

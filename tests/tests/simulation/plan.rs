@@ -110,7 +110,10 @@ impl Plan {
 
     pub fn rules(&self) -> Rules {
         let handlers = NAMES.iter().zip(&self.handlers);
-        Rules { handlers: handlers.map(|(name, handler)| ((*name).to_owned(), handler.rules)).collect() }
+        Rules {
+            handlers: handlers.map(|(name, handler)| ((*name).to_owned(), handler.rules)).collect(),
+            stores_twice: false,
+        }
     }
 
     /// Dice of their own for one question, the same whenever it is asked.

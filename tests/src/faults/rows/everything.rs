@@ -7,7 +7,7 @@ use crate::fleet::Node;
 use crate::proxy::{Flow, Proxy};
 
 super::rows! {
-    "X3" "everything at random, for --minutes" at_random;
+    "X3" "everything at random, for --minutes" at_random, fast: [Sqlite, Redis];
 }
 
 async fn at_random(scene: &mut Scene) -> Vec<Node> {
@@ -19,7 +19,7 @@ async fn at_random(scene: &mut Scene) -> Vec<Node> {
     }
     let mut publishers: Vec<Node> = Vec::new();
     let mut random = scene.random.fork();
-    let until = Instant::now() + scene.lasts;
+    let until = Instant::now() + scene.pace.lasts;
     while Instant::now() < until {
         publishers.retain_mut(|publisher| !publisher.has_ended());
         while publishers.len() < 2 {

@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use super::super::scene::{IDEMPOTENT, Scene};
+use super::super::surroundings::Namespace;
 use super::{without_idempotency_keys, without_server};
 use crate::fleet::Node;
 use crate::proxy::{Direction, Flow, Proxy, Sign, Then};
 
 super::rows! {
-    "N1" "connections are cut at random instants, publisher and worker" cut_at_random, why_not: without_server;
-    "N2" "cut when a publish has left, before its answer; published again under its idempotency key" cut_after_publish, why_not: without_idempotency_keys;
-    "N3" "a worker's requests are held and arrive after others have taken over" held_requests, why_not: without_server;
-    "N4" "one worker in a black hole for three leases" black_hole, why_not: without_server;
+    "N1" "connections are cut at random instants, publisher and worker" cut_at_random, why_not: without_server, fast: [Redis];
+    "N2" "cut when a publish has left, before its answer; published again under its idempotency key" cut_after_publish, why_not: without_idempotency_keys, fast: [Postgres, Redis];
+    "N3" "a worker's requests are held and arrive after others have taken over" held_requests, why_not: without_server, fast: [Redis];
+    "N4" "one worker in a black hole for three leases" black_hole, why_not: without_server, fast: [Redis];
     "N5" "a black hole in one direction, then in the other" half_a_black_hole, why_not: without_server;
-    "N6" "200 ms of delay, 16 KB/s" slow, why_not: without_server;
-    "N7" "one worker is parted from the server, the other is not" parted, why_not: without_server;
+    "N6" "200 ms of delay; 16 KB/s; 2 % of packets lost" slow, why_not: without_server;
+    "N7" "one worker is parted from the server, the other is not" parted, why_not: without_server, fast: [Redis];
     "N8" "fifty processes connect again at once" storm, why_not: without_server;
 }
 
@@ -22,7 +23,8 @@ async fn cut_at_random(scene: &mut Scene) -> Vec<Node> {
     let proxy = scene.proxy().await;
     let workers = vec![scene.worker_behind(&proxy).await, scene.worker_behind(&proxy).await];
     let url = proxy.url(&scene.store.url);
-    let mut publisher = scene.publisher(&url, 600, &["--acts-of", "2", IDEMPOTENT]);
+    let events = scene.pace.size(150, 600, 600);
+    let mut publisher = scene.publisher(&url, events, &["--acts-of", "2", IDEMPOTENT]);
     let numbers: Vec<_> = workers.iter().map(|worker| worker.number).collect();
     let mut random = scene.random.fork();
     let cuts = async {
@@ -139,32 +141,78 @@ async fn half_a_black_hole(scene: &mut Scene) -> Vec<Node> {
     .await
 }
 
+/// Shows: a worker that the network has cut off from the server stops, the other takes over, and neither does what the other
+/// does.
 async fn parted(scene: &mut Scene) -> Vec<Node> {
     let lasts = scene.medium.lease() * 2;
-    spoil(scene, async |proxy| {
-        proxy.refuse();
-        proxy.set_both(Flow::BlackHole);
-        tokio::time::sleep(lasts).await;
-    })
-    .await
+    if let Some(why) = Namespace::why_not() {
+        scene.remark(format!("by a proxy: {why}"));
+        return spoil(scene, async |proxy| {
+            proxy.refuse();
+            proxy.set_both(Flow::BlackHole);
+            tokio::time::sleep(lasts).await;
+        })
+        .await;
+    }
+    scene.remark("in a network namespace that loses every packet");
+    let namespace = Namespace::new();
+    let proxy = Proxy::start_at(namespace.address(), &scene.store.server().host()).await;
+    let url = proxy.url(&scene.store.url);
+    let one = scene.fleet.worker_through(&namespace.through(), &url, &[]).await;
+    let notes = scene.notes(150, 8, Duration::from_millis(5));
+    scene.fleet.publish(&notes).await;
+    scene.fleet.until_begun(&one, 10).await;
+    let two = scene.worker().await;
+    let url = scene.store.url.clone();
+    let publisher = scene.publisher(&url, 150, &[]);
+    scene.until_more(10).await;
+    scene
+        .in_doubt(&[one.number], async {
+            namespace.lose("1.0").unwrap();
+            tokio::time::sleep(lasts).await;
+            namespace.heal().unwrap();
+        })
+        .await;
+    publisher.ended().await;
+    settle(scene, &proxy, vec![one, two]).await
 }
 
-/// Nobody loses anything over this: it is not written down that they may.
+/// Shows: a slow network, and one that loses packets, only make everything slower. Nobody loses anything over this: it is not
+/// written down that they may.
 async fn slow(scene: &mut Scene) -> Vec<Node> {
-    let proxy = scene.proxy().await;
+    let namespace = match Namespace::why_not() {
+        None => Some(Namespace::new()),
+        Some(why) => {
+            scene.remark(format!("without lost packets: {why}"));
+            None
+        }
+    };
+    let target = scene.store.server().host();
+    let proxy = match &namespace {
+        Some(namespace) => Proxy::start_at(namespace.address(), &target).await,
+        None => Proxy::start(&target).await,
+    };
+    let through = namespace.as_ref().map(Namespace::through);
+    let through = through.as_ref().map_or(&[][..], |words| words);
     let url = proxy.url(&scene.store.patient_url);
-    let workers = vec![scene.fleet.worker_at(&url, &[]).await, scene.fleet.worker_at(&url, &[]).await];
+    let one = scene.fleet.worker_through(through, &url, &[]).await;
+    let two = scene.fleet.worker_through(through, &url, &[]).await;
     scene.rest().await;
-    for flow in [
-        Flow::Delay { delay: Duration::from_millis(200), jitter: Duration::from_millis(20) },
-        Flow::Throttle { bytes_per_second: 16_000 },
-    ] {
+    let delay = Flow::Delay { delay: Duration::from_millis(200), jitter: Duration::from_millis(20) };
+    for flow in [delay, Flow::Throttle { bytes_per_second: 16_000 }] {
         proxy.set(Direction::ToServer, flow);
-        let publisher = scene.publisher(&url, 30, &[]);
-        publisher.ended().await;
+        scene.publisher(&url, 30, &[]).ended().await;
         scene.rest().await;
     }
-    settle(scene, &proxy, workers).await
+    proxy.pass();
+    if let Some(namespace) = &namespace {
+        scene.remark("2 % of all packets lost in a network namespace");
+        namespace.lose("0.02").unwrap();
+        scene.publisher(&url, 90, &[]).ended().await;
+        scene.rest().await;
+        namespace.heal().unwrap();
+    }
+    settle(scene, &proxy, vec![one, two]).await
 }
 
 async fn storm(scene: &mut Scene) -> Vec<Node> {

@@ -1,6 +1,5 @@
 //! What befalls Postgres alone.
 
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -10,7 +9,7 @@ use super::not_postgres;
 use super::servers::under_load;
 use crate::fleet::Node;
 use crate::history::Fact;
-use crate::node::{HANDLERS, Ledger, published};
+use crate::node::{HANDLERS, published};
 use crate::proxy::{Direction, Flow, Proxy, Sign, Then};
 use crate::servers::{PgBouncer, Postgres};
 use crate::suite::{Act, Note, note};
@@ -253,8 +252,7 @@ async fn failover(scene: &mut Scene) -> Vec<Node> {
         })
         .await;
     let url = format!("{}?handover_delay_ms=400", standby.url());
-    let nowhere = Ledger::open("/dev/null".as_ref()).unwrap();
-    scene.fleet.bus = crate::node::bus(&url, &nowhere, 0, None, &Arc::new(OnceLock::new())).await.unwrap();
+    scene.fleet.bus = Scene::bus_at(&url).await;
     let three = scene.fleet.worker_at(&url, &[]).await;
     let keys = kept.iter().chain(&lost).filter_map(|note| note.key.clone()).collect::<Vec<_>>();
     let after: Vec<_> = keys.iter().map(|key| scene.scripted(key, [Act::Succeed])).collect();

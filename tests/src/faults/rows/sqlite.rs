@@ -11,7 +11,7 @@ use super::not_sqlite;
 use crate::fleet::Node;
 
 super::rows! {
-    "L1" "several processes publish and work on one file" several_processes, why_not: not_sqlite;
+    "L1" "several processes publish and work on one file" several_processes, why_not: not_sqlite, fast: [Sqlite];
     "L2" "kill -9 at any instant, 200 times; the file is copied meanwhile" killed_in_commit, why_not: not_sqlite;
     "L3" "a reader that never ends; the write-ahead log stays bounded after it" long_reader, why_not: not_sqlite;
 }

@@ -2,45 +2,35 @@
 
 use std::time::Duration;
 
-use super::super::medium::Medium;
 use super::super::scene::Scene;
 use crate::fleet::Node;
 use crate::proxy::{Direction, Flow};
 use crate::suite::Act;
 
 super::rows! {
-    "W1" "kill -9 of a worker in mid-run" killed_in_mid_run;
-    "W2" "kill -9 between success and its acknowledgement" killed_before_it_settled;
-    "W3" "kill -9 with all that was claimed, ten times in a row" killed_ten_times;
-    "W4" "a delivery that aborts its process" poison;
-    "W5" "drain, with a run that takes longer than the grace" drained;
-    "W6" "rolling restart of five workers under load" rolling_restart;
-    "W7" "workers come and go: 2, 5, 2" coming_and_going;
-    "W8" "SIGSTOP for half a lease, one, three" stopped;
-    "W9" "SIGSTOP for three leases, in a handler that does not await" stopped_in_a_block, expects: [Overlap];
-    "W10" "handlers that block all threads for more than a lease" starved, expects: [Overlap];
-    "W11" "panics, and runs beyond their time limit" panics_and_timeouts;
-    "P6" "kill -9 of workers whose handlers publish" publishing_handlers;
-    "W12" "suspend: the boot-time clock jumps by an hour" suspended, why_not: no_suspend;
-}
-
-fn no_suspend(_: Medium) -> Option<&'static str> {
-    Some(
-        "the offsets of a time namespace are fixed once a process lives in it, so its clock cannot jump under a worker",
-    )
-}
-
-/// Never called: [`no_suspend`].
-async fn suspended(_: &mut Scene) -> Vec<Node> {
-    Vec::new()
+    "W1" "kill -9 of a worker in mid-run" killed_in_mid_run, fast: [Sqlite, Postgres, Redis, RabbitMq];
+    "W2" "kill -9 between success and its acknowledgement" killed_before_it_settled, fast: [Sqlite, Postgres, Redis, RabbitMq];
+    "W3" "kill -9 with all that was claimed, ten times in a row" killed_ten_times, fast: [Sqlite];
+    "W4" "a delivery that aborts its process" poison, fast: [Sqlite, Postgres, Redis, RabbitMq];
+    "W5" "drain, with a run that takes longer than the grace" drained, fast: [Sqlite, Postgres, Redis, RabbitMq];
+    "W6" "rolling restart of five workers under load" rolling_restart, fast: [Sqlite, Redis];
+    "W7" "workers come and go: 2, 5, 2" coming_and_going, fast: [Sqlite, Postgres, Redis, RabbitMq];
+    "W8" "SIGSTOP for half a lease, one, three" stopped, fast: [Sqlite, Redis];
+    "W9" "SIGSTOP for three leases, in a handler that does not await" stopped_in_a_block, expects: [Overlap], fast: [Sqlite, Redis];
+    "W10" "handlers that block all threads for more than a lease" starved, expects: [Overlap], fast: [Sqlite, Redis];
+    "W11" "panics, and runs beyond their time limit" panics_and_timeouts, fast: [Sqlite, Postgres, Redis, RabbitMq];
+    "P6" "kill -9 of workers whose handlers publish" publishing_handlers, fast: [Sqlite, Postgres, Redis, RabbitMq];
 }
 
 async fn killed_in_mid_run(scene: &mut Scene) -> Vec<Node> {
     let one = scene.worker().await;
-    let notes = scene.notes(200, 8, Duration::from_millis(5));
+    let notes = scene.notes(100, 8, Duration::from_millis(5));
     scene.fleet.publish(&notes).await;
-    let two = scene.worker().await;
     scene.fleet.until_begun(&one, 10).await;
+    let two = scene.worker().await;
+    let notes = scene.notes(100, 8, Duration::from_millis(5));
+    scene.fleet.publish(&notes).await;
+    scene.until_busy(&one, 3).await;
     one.kill().await;
     vec![two]
 }
@@ -115,7 +105,7 @@ async fn rolling_restart(scene: &mut Scene) -> Vec<Node> {
         workers.push(scene.worker().await);
     }
     let url = scene.store.url.clone();
-    let publisher = scene.publisher(&url, 600, &["--acts-of", "1"]);
+    let publisher = scene.publisher(&url, scene.pace.size(300, 600, 600), &["--acts-of", "1"]);
     for _ in 0..5 {
         scene.until_more(40).await;
         workers.remove(0).stop().await;
@@ -128,7 +118,8 @@ async fn rolling_restart(scene: &mut Scene) -> Vec<Node> {
 async fn coming_and_going(scene: &mut Scene) -> Vec<Node> {
     let mut workers = vec![scene.worker().await, scene.worker().await];
     let url = scene.store.url.clone();
-    let publishers = [1, 2].map(|_| scene.publisher(&url, 450, &[]));
+    let events = scene.pace.size(210, 450, 450);
+    let publishers = [1, 2].map(|_| scene.publisher(&url, events, &[]));
     for _ in 0..3 {
         scene.until_more(40).await;
         workers.push(scene.worker().await);
