@@ -130,6 +130,8 @@ fn with_timeouts(options: PgConnectOptions, statement: Duration, lock: Duration)
         ("lock_timeout", millis(lock)),
         ("idle_in_transaction_session_timeout", millis(IDLE_IN_TRANSACTION)),
         ("jit", "off".to_owned()),
+        // What the statements guarantee rests on it: under a lock they look again at what is there.
+        ("default_transaction_isolation", "read committed".to_owned()),
     ])
 }
 
@@ -152,8 +154,13 @@ pub(crate) fn client_options(config: &PostgresConfig) -> PgConnectOptions {
     }
 }
 
+/// The options for listening.
+pub(crate) fn listen_options(config: &PostgresConfig) -> PgConnectOptions {
+    with_timeouts(direct_options(config), SESSION_STATEMENT_TIMEOUT, SESSION_LOCK_TIMEOUT)
+}
+
 /// The options of a direct connection, for workers and migrations.
-pub(crate) fn direct_options(config: &PostgresConfig) -> PgConnectOptions {
+fn direct_options(config: &PostgresConfig) -> PgConnectOptions {
     base(config.direct.as_ref().unwrap_or(&config.options))
 }
 
@@ -180,6 +187,16 @@ pub(crate) async fn connect_direct(config: &PostgresConfig) -> sqlx::Result<PgCo
     with_timeouts(direct_options(config), timeout, timeout).connect().await
 }
 
+/// Begins a transaction with the same settings on a connection that may not have them.
+pub(crate) fn begin(config: &PostgresConfig) -> String {
+    let timeout = millis(config.write_timeout);
+    format!(
+        "begin isolation level read committed; set local statement_timeout = {timeout}; set local lock_timeout = {timeout}; \
+         set local idle_in_transaction_session_timeout = {}",
+        millis(IDLE_IN_TRANSACTION)
+    )
+}
+
 /// A connection for publishing and looking.
 pub(crate) struct Client {
     connection: PgConnection,
@@ -194,11 +211,7 @@ impl Client {
         let connection = client_options(config).connect().await?;
         // A pooler gives us a server for the length of a transaction only, and sqlx sends a statement and its values in
         // two steps. Nobody cancels what runs here, so a transaction cannot be left open.
-        let timeout = millis(config.write_timeout);
-        let begin = config.is_pooled.then(|| {
-            format!("begin; set local statement_timeout = {timeout}; set local lock_timeout = {timeout}")
-                .into()
-        });
+        let begin = config.is_pooled.then(|| begin(config).into());
         Ok(Self { connection, used_at: Instant::now(), begin })
     }
 

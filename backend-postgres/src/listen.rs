@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgListener, PgPoolOptions};
 
-use crate::connection::{Shared, direct_options};
+use crate::connection::{Shared, listen_options};
 use crate::session::State;
 
 /// What NOTIFY says when leases were given back or a worker came.
@@ -33,7 +33,7 @@ pub(crate) async fn listen(shared: Arc<Shared>, state: Arc<State>) {
 
 async fn listen_once(shared: &Shared, state: &State, pause: &mut Duration) -> sqlx::Result<()> {
     // The listener wants a pool; it keeps the one connection.
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(direct_options(&shared.config));
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(listen_options(&shared.config));
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.eager_reconnect(false);
     listener.listen(&shared.channel).await?;

@@ -6,7 +6,7 @@ use event_bus_core::{ErrorKind, Result, SLOTS};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
 
-use crate::connection::{Shared, connect_direct};
+use crate::connection::{Shared, begin, connect_direct};
 use crate::error::{Cause, error, translate};
 use crate::statements::in_schema;
 use crate::store;
@@ -58,7 +58,7 @@ async fn migrate_on(shared: &Shared, connection: &mut PgConnection) -> Result<()
     let failed = |failure: sqlx::Error| translate("migrate", &shared.place, &failure, false);
     let schema = &shared.config.schema;
     // Behind a pooler nothing but a transaction stays on one server.
-    store::run_script(connection, "begin".to_owned()).await.map_err(failed)?;
+    store::run_script(connection, begin(&shared.config)).await.map_err(failed)?;
     // Who has no right to create anything may still find that there is nothing to do.
     if check_store(shared, connection, "migrate").await? == MIGRATIONS.len() {
         return store::run_script(connection, "commit".to_owned()).await.map_err(failed);

@@ -9,4 +9,5 @@ mod ownership;
 mod publishing;
 mod roles;
 mod soak;
+mod timeouts;
 mod tls;
