@@ -5,7 +5,7 @@ mod common;
 
 use common::{Store, claim, envelope, publication, ready_and_waiting, settle, worker};
 use event_bus_core::ErrorKind;
-use event_bus_core::backend::{Backend, Notice, Outcome, Stored};
+use event_bus_core::backend::{Backend, DeadLetterFilter, DeadReason, ErrorLog, Notice, Outcome, Stored};
 
 #[tokio::test]
 async fn flushed_scripts_are_loaded_again() {
@@ -136,4 +136,106 @@ async fn a_drained_backlog_leaves_nothing_behind_however_many_workers_it_took() 
     }
     // The streams themselves, a mark of the publisher, the names of the bus.
     assert!(keys.len() <= 22 + 6, "{keys:?}");
+}
+
+/// Bytes of data in memory, and how many keys there are.
+async fn measured(store: &Store) -> (u64, u64) {
+    let info: String = store.command(&["INFO", "memory"]).await;
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory_dataset:")).unwrap();
+    (used.trim().parse().unwrap(), store.command(&["DBSIZE"]).await)
+}
+
+/// With a million deliveries and 50 workers: `cargo test --release -p event-bus-redis --test interruptions -- --ignored
+/// --nocapture a_million`.
+#[tokio::test]
+#[ignore = "takes minutes"]
+async fn a_million_deliveries_and_fifty_workers_leave_the_memory_as_it_was() {
+    soak(1_000_000, 50).await;
+}
+
+#[tokio::test]
+async fn a_backlog_and_ten_workers_leave_the_memory_as_it_was() {
+    soak(20_000, 10).await;
+}
+
+async fn soak(count: usize, workers: usize) {
+    let store = Store::new().await;
+    // Every stream is there before the first look.
+    drained(&store, 1_000, 2).await;
+    let (before, keys_before) = measured(&store).await;
+    let start = std::time::Instant::now();
+    let full = drained(&store, count, workers).await;
+    let (after, keys_after) = measured(&store).await;
+    eprintln!(
+        "{count} deliveries, {workers} workers, {:?}: {before} bytes before, {full} full, {after} after; \
+         {keys_before} keys before, {keys_after} after",
+        start.elapsed()
+    );
+    assert!(keys_after <= keys_before + 1, "{keys_before} keys before, {keys_after} after");
+    let grown = after.saturating_sub(before);
+    assert!(
+        grown * 50 < full - before || grown < 256 * 1024,
+        "{before} bytes before, {after} after, {full} full"
+    );
+    let keys: Vec<String> = store.command(&["KEYS", "*"]).await;
+    for key in &keys {
+        let kind: String = store.command(&["TYPE", key]).await;
+        let left: u64 = match &*kind {
+            "stream" => store.command(&["XLEN", key]).await,
+            "zset" => store.command(&["ZCARD", key]).await,
+            "list" => store.command(&["LLEN", key]).await,
+            _ => 0,
+        };
+        assert_eq!(left, 0, "{key} is a {kind} with entries");
+    }
+}
+
+/// Stores half of it as free and half as keyed deliveries, and drains it with one worker after the other, every other one
+/// of which vanishes with what it holds. Some are retried, some end as dead letters, which are purged. Answers with the
+/// memory when all of it was there.
+async fn drained(store: &Store, count: usize, workers: usize) -> u64 {
+    let backend = store.backend();
+    let text = "x".repeat(200);
+    for _ in 0..count / 1_000 {
+        let events =
+            (0..1_000).map(|n| envelope(&text, (n % 2 == 0).then(|| format!("k{}", n % 200)).as_deref()));
+        backend.publish(publication(events)).await.unwrap();
+    }
+    let (full, _) = measured(store).await;
+    for number in 1..=workers {
+        let session = backend.open(&worker()).await.unwrap();
+        let mut done = 0;
+        while ready_and_waiting(&backend).await > 0 && (number == workers || done < count / workers) {
+            let mut deliveries = claim(&session, 1).await;
+            done += deliveries.len();
+            let rest = deliveries.split_off(deliveries.len().min(20));
+            let (retried, dead) = deliveries.split_at(deliveries.len() / 2);
+            let retried: Vec<_> = retried.iter().filter(|delivery| delivery.failures == 0).cloned().collect();
+            let again = Outcome::Retry {
+                failures: 1,
+                delay: std::time::Duration::ZERO,
+                errors: ErrorLog::default(),
+                keeps_place: false,
+            };
+            settle(&session, &retried, again).await;
+            let lost = Outcome::Dead {
+                reason: DeadReason::Discarded,
+                failures: 1,
+                errors: ErrorLog::default(),
+                holds_key: false,
+            };
+            settle(&session, dead, lost).await;
+            let twice = deliveries.iter().take(deliveries.len() / 2).filter(|delivery| delivery.failures > 0);
+            let rest: Vec<_> = rest.into_iter().chain(twice.cloned()).collect();
+            settle(&session, &rest, Outcome::Complete).await;
+        }
+        if number % 2 == 0 || number == workers {
+            session.close().await.unwrap();
+        } else {
+            // It holds what it has claimed.
+            session.claim(&common::everything()).await.unwrap();
+        }
+    }
+    backend.purge(&DeadLetterFilter::default()).await.unwrap();
+    full
 }

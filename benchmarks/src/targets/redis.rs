@@ -19,6 +19,9 @@ const STREAM: &str = "raw";
 /// How many entries are read and acknowledged at once; more gave nothing.
 const PART: usize = 500;
 
+/// Nothing is saved or rewritten in the background in the middle of a measurement: it would befall one of the two at random.
+const SETTINGS: &[(&str, &str)] = &[("save", "\"\""), ("auto-aof-rewrite-percentage", "0")];
+
 pub struct Redis;
 
 #[async_trait]
@@ -28,7 +31,7 @@ impl Target for Redis {
     }
 
     async fn fresh(&self) -> Result<Box<dyn Store>, AnyError> {
-        Ok(Box::new(Fresh(Server::start(&[("save", "\"\"")]).await)))
+        Ok(Box::new(Fresh(Server::start(SETTINGS).await)))
     }
 }
 
