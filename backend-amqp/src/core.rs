@@ -15,11 +15,13 @@ use tokio::time::Instant;
 
 use crate::backend::Shared;
 use crate::buffer::{Ack, Buffer};
-use crate::clock::{Moment, Trust};
+use event_bus_core::clock::BootTime;
+
 use crate::error::error;
 use crate::post::{self, Undelivered};
 use crate::publisher::Letter;
 use crate::topology::Place;
+use crate::trust::Trust;
 
 /// How long a session's own letters may take. While a broker is blocked by an alarm, nothing that must be stored can be
 /// stored, and saying it twice would not help: the call waits, and ends with its session.
@@ -79,7 +81,7 @@ impl Core {
             has_work: false,
             end: None,
             is_closed: false,
-            trust: Trust::new(shared.config.heartbeat, Moment::now()),
+            trust: Trust::new(shared.config.heartbeat, BootTime::now()),
         };
         Arc::new(Self {
             shared,
@@ -186,13 +188,13 @@ impl Core {
     }
 
     /// The broker answered a question that was asked at `sent`.
-    pub(crate) fn trust(&self, sent: Moment) {
+    pub(crate) fn trust(&self, sent: BootTime) {
         self.state().trust.renew(sent);
     }
 
     /// How long this session may still believe that its queues are its own.
     pub(crate) fn trusted_for(&self) -> Duration {
-        self.state().trust.left(Moment::now())
+        self.state().trust.left(BootTime::now())
     }
 
     /// Refuses to go on when the right to is in doubt.
@@ -204,7 +206,7 @@ impl Core {
         if state.is_closed {
             return Err(error(ErrorKind::Closed, operation, "the session is closed"));
         }
-        if state.trust.left(Moment::now()).is_zero() {
+        if state.trust.left(BootTime::now()).is_zero() {
             return Err(error(
                 ErrorKind::LeaseLost,
                 operation,

@@ -3,7 +3,6 @@
 mod backend;
 mod buffer;
 mod catalogue;
-mod clock;
 mod config;
 mod core;
 mod counts;
@@ -17,6 +16,7 @@ mod publisher;
 mod session;
 mod steward;
 mod topology;
+mod trust;
 mod wire;
 
 pub use backend::AmqpBackend;

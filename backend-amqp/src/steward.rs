@@ -23,13 +23,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
-use crate::clock::Moment;
 use crate::core::{Command, Core};
 use crate::error::{Cause, translate};
 use crate::line;
 use crate::link::{close_connection, within};
 use crate::session::connection_lost;
 use crate::topology::{self, PREFETCH, Place, short};
+use event_bus_core::clock::BootTime;
 
 /// A queue that was vacant in so many looks in a row is taken by anybody, whatever its share.
 const PATIENCE: u32 = 3;
@@ -541,7 +541,7 @@ pub(crate) async fn keep_trust(core: Arc<Core>) {
     let mut stop = core.stop.subscribe();
     let mut channel: Option<Channel> = None;
     loop {
-        let sent = Moment::now();
+        let sent = BootTime::now();
         let question = async {
             let asked = match channel.take().filter(|channel| channel.status().connected()) {
                 Some(channel) => channel,
@@ -571,8 +571,8 @@ pub(crate) async fn keep_trust(core: Arc<Core>) {
         }
         // Timers stand still while the machine is suspended: the clock that does not is looked at often.
         let next = sent.plus(heartbeat / 3);
-        while !next.since(Moment::now()).is_zero() {
-            let pause = next.since(Moment::now()).min(CLOCK_LOOK);
+        while !next.since(BootTime::now()).is_zero() {
+            let pause = next.since(BootTime::now()).min(CLOCK_LOOK);
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => return,

@@ -12,11 +12,11 @@ use event_bus_core::clock::{Clock as _, SystemClock};
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
-use crate::boot::BootTime;
 use crate::keeper::Keeper;
 use crate::leases::partition;
 use crate::row::{self, FREE, Place, Unreadable};
 use crate::store::{self, LaneArrays, SlotDemand, Verdicts};
+use event_bus_core::clock::BootTime;
 
 /// How many scheduled deliveries one claim gives their place.
 const PROMOTE: i64 = 1_000;

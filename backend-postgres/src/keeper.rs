@@ -25,13 +25,13 @@ use sqlx::postgres::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::boot::BootTime;
 use crate::connection::Shared;
 use crate::error::{Cause, error, translate};
 use crate::listen::LEASES;
 use crate::row::{self, FREE, Names, Place};
 use crate::session::State;
 use crate::store::{self, Places};
+use event_bus_core::clock::BootTime;
 
 /// The longest time between two looks at who owns what, which are the session's beats as well. The time until a worker
 /// that vanished is noticed.

@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 
 mod backend;
-mod boot;
 mod claim;
 mod config;
 mod connection;

@@ -15,7 +15,6 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::boot::BootTime;
 use crate::connection::{SESSION_SILENCE, Shared, TRUST, connect_session, locked, session_statement_timeout};
 use crate::error::{error, translate};
 use crate::keeper::{Handler, Keeper, Operation, Quarantine};
@@ -25,6 +24,7 @@ use crate::publish::handler_ids;
 use crate::row::{self, Place};
 use crate::store;
 use crate::transaction;
+use event_bus_core::clock::BootTime;
 
 /// How often the trust in the session is looked at.
 const WATCH: Duration = Duration::from_millis(100);

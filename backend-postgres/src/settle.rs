@@ -4,12 +4,12 @@ use event_bus_core::Result;
 use event_bus_core::backend::{ErrorLog, Outcome, SettleBatch};
 use sqlx::postgres::PgConnection;
 
-use crate::boot::BootTime;
 use crate::connection::At;
 use crate::keeper::Keeper;
 use crate::publish::delay_ms;
 use crate::row;
 use crate::store::{self, Places, Verdicts, Waits};
+use event_bus_core::clock::BootTime;
 
 /// A batch, sorted by what the store has to do.
 #[derive(Default)]

@@ -7,7 +7,6 @@ use std::time::Duration;
 use event_bus_core::ErrorKind;
 use event_bus_core::backend::{DeliveryId, HandlerIndex, Partition};
 
-use crate::clock::Moment;
 use crate::error::Failure;
 use crate::ids;
 use crate::leases::{Member, Vacancies, Watch};
@@ -15,6 +14,7 @@ use crate::link::Link;
 use crate::reply::Reply;
 use crate::script;
 use crate::worker::{Owned, Worker};
+use event_bus_core::clock::BootTime;
 
 /// How long a worker trusts its last answered beat, in parts of its lease. What is left is for clocks that differ.
 pub(crate) const TRUST: f64 = 0.8;
@@ -33,7 +33,7 @@ pub(crate) struct Keeper {
     watch: Watch,
     vacancies: Vacancies,
     /// Since when the store has known another run of the server than the present one.
-    other_run_since: Option<Moment>,
+    other_run_since: Option<BootTime>,
     /// The run is to be accepted with the next beat: whoever had rights in the one before has lost them by now.
     accepts_run: bool,
 }
@@ -67,7 +67,7 @@ impl Keeper {
                 Ok(true) => MIN_PAUSE,
                 // Those who live have moved by then, and this is not reached for them.
                 Ok(false) => {
-                    let verdict = self.watch.next_verdict().map(|verdict| verdict.since(Moment::now()));
+                    let verdict = self.watch.next_verdict().map(|verdict| verdict.since(BootTime::now()));
                     verdict.map_or(interval, |verdict| verdict.clamp(MIN_PAUSE, interval))
                 }
                 Err(failure) => {
@@ -89,9 +89,9 @@ impl Keeper {
 
     /// One beat and what follows from it. True: there is more to be done at once.
     pub(crate) async fn beat(&mut self) -> Result<bool, Failure> {
-        let sent = Moment::now();
+        let sent = BootTime::now();
         let Some(view) = self.look().await? else { return Ok(false) };
-        let answered = Moment::now();
+        let answered = BootTime::now();
         self.worker.trust_until(sent.plus(self.lease.mul_f64(TRUST)));
 
         let others: Vec<_> = view
@@ -116,7 +116,7 @@ impl Keeper {
 
     /// After the server was started again, or another took its place, what the store says of rights may be old. Nobody
     /// takes any until the trust of everybody who had some has run out.
-    fn may_take(&mut self, view: &View, sent: Moment, answered: Moment) -> bool {
+    fn may_take(&mut self, view: &View, sent: BootTime, answered: BootTime) -> bool {
         if view.run == *self.worker.run {
             self.other_run_since = None;
             self.accepts_run = false;
@@ -184,7 +184,7 @@ impl Keeper {
         }
     }
 
-    async fn move_slots(&mut self, view: &View, now: Moment) -> Result<(), Failure> {
+    async fn move_slots(&mut self, view: &View, now: BootTime) -> Result<(), Failure> {
         let worker = self.worker.clone();
         let mut has_acquired = false;
         for ((index, handler), owners) in worker.indices().zip(&view.owners) {
@@ -267,7 +267,7 @@ pub(crate) async fn guard(worker: Arc<Worker>) {
     // A clock that ran on while the machine slept is looked at this often, whatever timers do.
     let longest = worker.shared.config.lease / 20;
     while !worker.is_over() {
-        let left = worker.trusted_until().since(Moment::now());
+        let left = worker.trusted_until().since(BootTime::now());
         if left.is_zero() {
             worker.end(
                 ErrorKind::LeaseLost,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use event_bus_core::SLOTS;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::clock::Moment;
+use event_bus_core::clock::BootTime;
 
 /// What a worker said about itself when it came.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +49,7 @@ pub(crate) struct Watch(HashMap<String, Watched>);
 
 struct Watched {
     beat: String,
-    since: Moment,
+    since: BootTime,
     lease: Duration,
 }
 
@@ -59,8 +59,8 @@ impl Watch {
     pub(crate) fn look(
         &mut self,
         members: &[Member],
-        sent: Moment,
-        answered: Moment,
+        sent: BootTime,
+        answered: BootTime,
     ) -> Vec<(String, String)> {
         self.0.retain(|known, _| members.iter().any(|member| member.incarnation == *known));
         let mut dead = Vec::new();
@@ -81,7 +81,7 @@ impl Watch {
     }
 
     /// When somebody can be declared dead at the earliest, if nobody moves.
-    pub(crate) fn next_verdict(&self) -> Option<Moment> {
+    pub(crate) fn next_verdict(&self) -> Option<BootTime> {
         self.0.values().map(|watched| watched.since.plus(watched.lease)).min()
     }
 }
@@ -105,7 +105,7 @@ pub(crate) struct Moves {
 
 /// Slots that nobody owns, and since when.
 #[derive(Default)]
-pub(crate) struct Vacancies(HashMap<(usize, u16), Moment>);
+pub(crate) struct Vacancies(HashMap<(usize, u16), BootTime>);
 
 impl Vacancies {
     /// Decides for one handler. `owners`: as the store has it. `mine`: what this worker knows that it owns.
@@ -118,7 +118,7 @@ impl Vacancies {
         owners: &HashMap<u16, String>,
         is_mine: impl Fn(u16) -> bool,
         patience: Duration,
-        now: Moment,
+        now: BootTime,
     ) -> Moves {
         let (position, name) = handler;
         let mut moves = Moves::default();
@@ -160,8 +160,8 @@ mod tests {
         Member::read(name.into(), beat.to_string(), "1000 a b", Duration::from_secs(10))
     }
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_millis(millis)
+    fn at(millis: u64) -> BootTime {
+        BootTime::from_nanos(millis * 1_000_000)
     }
 
     #[test]

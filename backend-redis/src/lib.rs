@@ -4,7 +4,6 @@
 
 mod backend;
 mod claim;
-mod clock;
 mod config;
 mod dead;
 mod entry;

@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 
 use crate::backend::{SCHEMA, Shared};
 use crate::claim::Reader;
-use crate::clock::Moment;
 use crate::error::{Failure, error};
 use crate::keeper::{self, Keeper, TRUST};
 use crate::leases::registration;
@@ -21,6 +20,7 @@ use crate::script;
 use crate::settle::Settler;
 use crate::wake;
 use crate::worker::Worker;
+use event_bus_core::clock::BootTime;
 
 /// A worker. Dropped without [`close`](Session::close), it leaves an unclean end.
 pub(crate) struct RedisSession {
@@ -44,7 +44,7 @@ impl RedisSession {
         let beat_timeout = config.command_timeout.min(config.lease / 2);
         let first = Link::new(shared, config.command_timeout, None);
         let run = first.run().await.map_err(failed)?;
-        let sent = Moment::now();
+        let sent = BootTime::now();
         register(shared, &first, &incarnation, &spec.handlers).await?;
         let trusted_until = sent.plus(config.lease.mul_f64(TRUST));
         let worker =

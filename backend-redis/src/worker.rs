@@ -9,9 +9,9 @@ use event_bus_core::{Error, ErrorKind};
 use tokio::sync::Notify;
 
 use crate::backend::Shared;
-use crate::clock::Moment;
 use crate::error::{Failure, error};
 use crate::held::Held;
+use event_bus_core::clock::BootTime;
 
 /// Names a partition within a session: handler and slot.
 pub(crate) type SlotId = (HandlerIndex, u16);
@@ -28,7 +28,7 @@ pub(crate) struct Worker {
     revokes: Mutex<VecDeque<Partition>>,
     end: Mutex<Option<(ErrorKind, String)>>,
     is_closed: AtomicBool,
-    /// Until when it may trust its rights, in milliseconds of [`Moment`].
+    /// Until when it may trust its rights, as [`BootTime::as_nanos`].
     trusted_until: AtomicU64,
     /// There may be something to claim.
     pub(crate) work: Notify,
@@ -60,7 +60,7 @@ impl Worker {
         incarnation: String,
         handlers: Arc<[HandlerSpec]>,
         run: Arc<str>,
-        trusted_until: Moment,
+        trusted_until: BootTime,
     ) -> Self {
         Self {
             shared,
@@ -72,7 +72,7 @@ impl Worker {
             revokes: Mutex::default(),
             end: Mutex::default(),
             is_closed: AtomicBool::new(false),
-            trusted_until: AtomicU64::new(trusted_until.as_millis()),
+            trusted_until: AtomicU64::new(trusted_until.as_nanos()),
             work: Notify::new(),
             news: Notify::new(),
             moves: Notify::new(),
@@ -117,12 +117,12 @@ impl Worker {
     }
 
     /// Its right is proved until then.
-    pub(crate) fn trust_until(&self, moment: Moment) {
-        self.trusted_until.fetch_max(moment.as_millis(), Ordering::AcqRel);
+    pub(crate) fn trust_until(&self, moment: BootTime) {
+        self.trusted_until.fetch_max(moment.as_nanos(), Ordering::AcqRel);
     }
 
-    pub(crate) fn trusted_until(&self) -> Moment {
-        Moment::from_millis(self.trusted_until.load(Ordering::Acquire))
+    pub(crate) fn trusted_until(&self) -> BootTime {
+        BootTime::from_nanos(self.trusted_until.load(Ordering::Acquire))
     }
 
     /// It is over; the first reason counts.
@@ -148,7 +148,7 @@ impl Worker {
 
     /// Whether it may still act; if not, why.
     pub(crate) fn check(&self, operation: &'static str) -> Result<(), Error> {
-        if Moment::now() >= self.trusted_until() {
+        if BootTime::now() >= self.trusted_until() {
             self.end(
                 ErrorKind::LeaseLost,
                 format!("the server {} did not confirm this worker in time", self.shared.server),

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use uuid::Builder;
 
 use crate::envelope::{EventId, Timestamp};
@@ -21,6 +23,51 @@ impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads it")]
     fn now(&self) -> Timestamp {
         std::time::SystemTime::now().into()
+    }
+}
+
+/// A point in time on a clock that goes on while the machine is suspended: what bounds a worker's trust in its right. `Instant`
+/// stands still then on Linux, and a worker that slept through its right would not notice. Comparable within one boot of one
+/// machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BootTime(Duration);
+
+impl BootTime {
+    /// The present. Elsewhere than on Linux the monotonic clock goes on during a suspension (macOS), or there is no better
+    /// one.
+    pub fn now() -> Self {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let now = clock_gettime(ClockId::Boottime);
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        let now = clock_gettime(ClockId::Monotonic);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        Self(Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0)))
+    }
+
+    /// So much later.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+
+    /// How long after `earlier` this is; zero if it is not.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// How long ago this was.
+    pub fn elapsed(self) -> Duration {
+        Self::now().since(self)
+    }
+
+    /// As a number, for atomics.
+    pub fn as_nanos(self) -> u64 {
+        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// From such a number.
+    pub fn from_nanos(nanos: u64) -> Self {
+        Self(Duration::from_nanos(nanos))
     }
 }
 
@@ -89,5 +136,20 @@ impl Default for Environment {
 impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Environment")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_since_the_start_of_the_machine_goes_on() {
+        let one = BootTime::now();
+        while BootTime::now() == one {}
+        assert!(BootTime::now() > one);
+        assert_eq!(one.plus(Duration::from_secs(2)).since(one), Duration::from_secs(2));
+        assert_eq!(one.since(one.plus(Duration::from_secs(2))), Duration::ZERO);
+        assert_eq!(BootTime::from_nanos(one.as_nanos()), one);
     }
 }
