@@ -1,5 +1,6 @@
 //! What befalls Postgres alone.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -22,6 +23,8 @@ super::rows! {
     "S7" "the listening connection is reset again and again" listener_reset, why_not: not_postgres;
     "S8" "failover to a standby that lagged, while workers of the old primary hear nothing" failover, why_not: not_postgres;
     "S9" "publishers behind PgBouncer, which is killed, as sessions and the server are" pooler, why_not: not_postgres;
+    "T1" "kill -9 of a worker with the default settings: the take-over" killed_by_default, why_not: not_postgres;
+    "T2" "SIGSTOP of a worker with the default settings for 20 s: the take-over" stopped_by_default, why_not: not_postgres;
 }
 
 /// Sessions of clients, except for the one that asks.
@@ -309,4 +312,51 @@ async fn pooler(scene: &mut Scene) -> Vec<Node> {
     }
     nobody_idles_in_a_transaction(scene).await;
     workers
+}
+
+/// Two workers with the default settings, of which the first runs something.
+async fn by_default(scene: &mut Scene) -> [Node; 2] {
+    let url = scene.store.patient_url.clone();
+    let one = scene.fleet.worker_at(&url, &[]).await;
+    let notes = scene.notes(1_600, 8, Duration::from_millis(50));
+    scene.fleet.publish(&notes).await;
+    let two = scene.fleet.worker_at(&url, &[]).await;
+    scene.fleet.until_begun(&one, 20).await;
+    let mut own = connect(scene.store.server().own_url()).await;
+    while number(&mut own, "select count(*) from event_bus.worker").await < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    [one, two]
+}
+
+async fn killed_by_default(scene: &mut Scene) -> Vec<Node> {
+    let [one, two] = by_default(scene).await;
+    one.kill().await;
+    vec![two]
+}
+
+async fn stopped_by_default(scene: &mut Scene) -> Vec<Node> {
+    let [one, two] = by_default(scene).await;
+    let lasts = Duration::from_secs(20);
+    one.stall(lasts).await;
+    tokio::time::sleep(lasts).await;
+    let records = scene.fleet.history().records;
+    let stalled_at = records.iter().find(|record| matches!(record.fact, Fact::WorkerStall { .. }));
+    let stalled_at = stalled_at.map(|record| record.at).unwrap();
+    let (mut last, mut worst) = (HashMap::new(), 0);
+    for record in &records {
+        let Fact::RunStart { worker, handler, key, .. } = &record.fact else { continue };
+        if record.at < stalled_at {
+            last.insert((handler, key), *worker);
+        } else if last.remove(&(handler, key)) == Some(one.number) {
+            worst = worst.max(record.at - stalled_at);
+        }
+    }
+    println!(
+        "     worst take-over from the stopped worker: {:.2} s",
+        Duration::from_nanos(worst).as_secs_f32()
+    );
+    assert!(worst > 0, "nothing was taken over");
+    scene.in_doubt(&[one.number], async { one.thaw() }).await;
+    vec![one, two]
 }
