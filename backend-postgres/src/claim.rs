@@ -12,7 +12,7 @@ use event_bus_core::clock::{Clock as _, SystemClock};
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, Lease};
 use crate::leases::partition;
 use crate::row::{self, FREE, Place, Unreadable};
 use crate::store::{self, LaneArrays, SlotDemand, Verdicts};
@@ -30,6 +30,11 @@ const AHEAD: i64 = 64;
 
 /// What is asked for at least of a slot that may have nothing.
 const COLD: usize = 4;
+
+/// What is asked for at most of a slot in which a line is being parked. All of it goes back with the next settle, and while
+/// that is stored nothing else is: the more, the longer do the deliveries of all other keys wait, until the whole line is
+/// parked.
+const CLOGGED: usize = 128;
 
 /// An answer in the making.
 struct Answer {
@@ -354,6 +359,7 @@ impl Keeper {
             has_more[position] |= is_full || answer.is_full();
             if let Some(lease) = self.leases[position].get_mut(&slot.slot) {
                 lease.is_full = is_full;
+                lease.is_clogged &= is_full;
                 let seen_to = if is_full || is_cut { last } else { i64::MAX };
                 lease.floor = lease.floor.max(final_to.min(seen_to));
             }
@@ -380,7 +386,7 @@ impl Keeper {
             .filter(|held| held.0 == position)
             .map(|held| held.1)
             .collect();
-        let usable: Vec<(i16, bool, i64)> = self.leases[position]
+        let usable: Vec<(i16, &Lease)> = self.leases[position]
             .iter()
             .filter(|(slot, lease)| {
                 lease.ready_at <= now
@@ -388,21 +394,23 @@ impl Keeper {
                     && lease.unreported.is_none()
                     && !waiting.contains(slot)
             })
-            .map(|(slot, lease)| (*slot, lease.is_full, lease.floor))
+            .map(|(slot, lease)| (*slot, lease))
             .collect();
         if usable.is_empty() {
             return;
         }
-        let full = usable.iter().filter(|(_, is_full, _)| *is_full).count();
+        let full = usable.iter().filter(|(_, lease)| lease.is_full).count();
         // What does not fit is left where it is: to read a little too much costs less than another round trip.
         let even = room.div_ceil(usable.len());
         let cold = if full == 0 { even } else { even.min(COLD) };
         let hot = room.div_ceil(full.max(1));
         let handler = self.handlers[position].id;
         let begin = self.turn % usable.len();
-        for (slot, is_full, floor) in usable[begin..].iter().chain(&usable[..begin]).copied() {
-            let limit = i64::try_from(if is_full { hot } else { cold }).unwrap_or(i64::MAX);
-            wanted.push(SlotDemand { handler, slot, limit, floor });
+        for (slot, lease) in usable[begin..].iter().chain(&usable[..begin]) {
+            let limit = if lease.is_full { hot } else { cold };
+            let limit = if lease.is_clogged { limit.min(CLOGGED) } else { limit };
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            wanted.push(SlotDemand { handler, slot: *slot, limit, floor: lease.floor });
         }
     }
 

@@ -90,6 +90,8 @@ pub(crate) struct Lease {
     pub(crate) floor: i64,
     /// The last claim brought all that was asked for: there is more.
     pub(crate) is_full: bool,
+    /// A line behind a stuck head lies in it, and core gives it back as fast as it is handed out.
+    pub(crate) is_clogged: bool,
 }
 
 pub(crate) struct Keeper {

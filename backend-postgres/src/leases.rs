@@ -189,6 +189,7 @@ impl Keeper {
                 is_revoked: false,
                 floor: 0,
                 is_full: false,
+                is_clogged: false,
             };
             self.leases[position].insert(lease.slot, lease_here);
         }

@@ -115,6 +115,12 @@ impl Keeper {
             self.held.remove(id);
         }
         self.given_back.extend(sorted.returning);
+        for park in &batch.parks {
+            let leases = self.leases.get_mut(park.partition.handler.get());
+            if let Some(lease) = leases.and_then(|leases| leases.get_mut(&row::slot(park.partition))) {
+                lease.is_clogged = true;
+            }
+        }
         Ok(())
     }
 

@@ -127,3 +127,17 @@ async fn a_row_that_cannot_be_read_goes_to_the_dead_letters() {
     assert_eq!(letters[0].reason, DeadReason::Undecodable);
     assert!(letters[0].errors.entries()[0].message.contains("headers"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_being_parked_is_handed_out_in_small_pieces() {
+    let store = Store::new().await;
+    let session = store.open(&[handler("a")]).await;
+    store.publish(events(&["x"; 900], Some("k"))).await;
+    let claimed = claim_all(&session, 1, 100).await;
+    let partition = claimed[0].partition;
+    let ids: Vec<_> = claimed[1..].iter().map(|delivery| delivery.id).collect();
+    let parks = vec![Park { partition, key: "k".into(), from: ids[0], claimed: ids }];
+    session.settle(&SettleBatch { settlements: Vec::new(), parks }).await.unwrap();
+    // All of it goes back with the next settle, and others wait for that.
+    assert_eq!(claim(&session, 1, 600).await.deliveries.len(), 128);
+}
