@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::keeper::{Keeper, Lease};
 use crate::leases::partition;
 use crate::row::{self, FREE, Place, Unreadable};
-use crate::store::{self, LaneArrays, SlotDemand, Verdicts};
+use crate::store::{self, LaneArrays, Places, SlotDemand, Verdicts};
 use event_bus_core::clock::BootTime;
 
 /// How many scheduled deliveries one claim gives their place.
@@ -42,6 +42,8 @@ struct Answer {
     bytes: usize,
     max_bytes: usize,
     unreadable: Vec<Unreadable>,
+    /// What was parked and is not any more.
+    refilled: Vec<Place>,
     /// How far the parked lanes of slots are reported with this answer.
     reported: Vec<(usize, i16, Option<String>)>,
 }
@@ -78,6 +80,7 @@ impl Keeper {
             bytes: 0,
             max_bytes: request.max_bytes,
             unreadable: Vec::new(),
+            refilled: Vec::new(),
             reported: Vec::new(),
         };
         match self.try_claim(request, &mut answer).await {
@@ -90,7 +93,9 @@ impl Keeper {
                 Ok(answer.claimed)
             }
             Err(failure) => {
-                // Core does not get it now; it comes with a later claim.
+                // Core does not get it now; it comes with a later claim. What was parked must be so again before that: core
+                // asks for the rest of such a lane as if this were still the first of it.
+                self.strays.extend(answer.refilled);
                 for delivery in answer.claimed.deliveries {
                     let Some(id) = row::private_id(delivery.id) else { continue };
                     self.let_go_of(id);
@@ -125,6 +130,7 @@ impl Keeper {
         if self.quarantine.is_some() {
             return Ok(());
         }
+        self.park_strays().await?;
         answer.claimed.next_due_in = self.promote().await?;
         self.refill(request, answer).await?;
         let demands: Vec<_> = request
@@ -141,6 +147,20 @@ impl Keeper {
             return Ok(());
         }
         self.bury_unreadable(std::mem::take(&mut answer.unreadable)).await
+    }
+
+    /// Parks again what a claim that failed had taken out of the parked lines.
+    async fn park_strays(&mut self) -> Result<()> {
+        if self.strays.is_empty() {
+            return Ok(());
+        }
+        let mut places = Places::default();
+        self.strays.iter().for_each(|place| places.push(*place));
+        let sent_at = BootTime::now();
+        let parked = store::park(self.shared.at(), &mut self.connection, &places).await;
+        self.heard("claim", sent_at, parked)?;
+        self.strays.clear();
+        Ok(())
     }
 
     /// Gives what is due its place, and says when the next one is due.
@@ -182,11 +202,12 @@ impl Keeper {
             return Ok(());
         }
         let sent_at = BootTime::now();
-        let rows = store::refill(self.shared.at(), &mut self.connection, &lanes, answer.bytes_left()).await;
+        let (at, bytes) = (self.shared.at(), answer.bytes_left());
+        let rows = store::refill(at, &mut self.connection, self.worker, &lanes, bytes).await;
         let mut rows = self.heard("claim", sent_at, rows)?;
-        self.account(&rows).await?;
         let place = |row: &PgRow| row::place(row).map_or(i64::MAX, |place| place.id);
         rows.sort_by_key(place);
+        answer.refilled.extend(rows.iter().flat_map(row::place));
         for row in &rows {
             self.hand_out(row, answer)?;
         }

@@ -112,6 +112,8 @@ pub(crate) struct Keeper {
     pub(crate) stash: Vec<Delivery>,
     /// Up to which ids the store knows this worker to hold deliveries, by handler.
     pub(crate) loaded_to: Vec<i64>,
+    /// Taken out of parked lines by a claim that failed afterwards; in slots of this worker.
+    pub(crate) strays: Vec<Place>,
     pub(crate) names: Names,
     /// Where the next claim begins among the slots, so that none is always the last.
     pub(crate) turn: usize,
@@ -154,6 +156,7 @@ impl Keeper {
             given_back: HashSet::new(),
             stash: Vec::new(),
             loaded_to,
+            strays: Vec::new(),
             handlers,
             names: Names::default(),
             turn: 0,

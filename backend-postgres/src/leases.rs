@@ -255,6 +255,8 @@ impl Keeper {
         self.heard("release", sent_at, released)?;
         self.leases[position].remove(&slot);
         self.held.retain(|_, held| *held != (position, slot));
+        // Whoever takes it lines them up.
+        self.strays.retain(|stray| (stray.handler, stray.slot) != (handler, slot));
         let held = &self.held;
         self.given_back.retain(|id| held.contains_key(id));
         let is_last = !self.leases[position].values().any(|lease| lease.is_revoked);

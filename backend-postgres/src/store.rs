@@ -410,11 +410,12 @@ pub(crate) struct LaneArrays<'a> {
 pub(crate) async fn refill(
     at: At<'_>,
     connection: &mut PgConnection,
+    worker: i32,
     lanes: &LaneArrays<'_>,
     max_bytes: i64,
 ) -> Result<Vec<PgRow>> {
     let query = query(at, &at.sql.refill).bind(&lanes.handlers).bind(&lanes.slots).bind(&lanes.keys);
-    query.bind(&lanes.limits).bind(max_bytes).fetch_all(connection).await
+    query.bind(&lanes.limits).bind(max_bytes).bind(worker).fetch_all(connection).await
 }
 
 /// For lanes with something parked: the lane's position, the first id.

@@ -1,6 +1,8 @@
 -- Hands out the oldest parked deliveries of lanes.
--- Guarantees: they are no longer parked when they are handed out, so that an unclean end finds them among what was held.
--- Inputs: $1 handler ids, $2 slots, $3 keys, $4 limits, $5 the most bytes.
+-- Guarantees: they are no longer parked when they are handed out, so that an unclean end finds them among what was held; and
+--   in the same statement the worker's row accounts for them (loaded_to). Accounted for a moment later, those of a session
+--   that ends in between would be no part of a line for its successor, who would begin behind them.
+-- Inputs: $1 handler ids, $2 slots, $3 keys, $4 limits, $5 the most bytes, $6 the worker.
 -- Result: the columns of a delivery, in any order.
 with wanted as (
     select * from unnest($1::int4[], $2::int2[], $3::text[], $4::int8[]) with ordinality
@@ -20,6 +22,12 @@ picked as materialized (
         ) p
     ) p
     where bytes_before < $5::int8
+),
+accounted as (
+    update event_bus.worker_handler h
+    set loaded_to = k.id
+    from (select handler_id, max(id) as id from picked group by handler_id) k
+    where h.worker_id = $6 and h.handler_id = k.handler_id and h.loaded_to < k.id
 ),
 unparked as (
     delete from event_bus.parked p

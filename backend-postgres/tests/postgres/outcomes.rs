@@ -1,11 +1,13 @@
 //! What is stored of a run: outcomes, dead letters, parked lines.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use event_bus_core::backend::{
     AttemptError, Backend as _, ClaimRequest, DeadLetterFilter, DeadReason, ErrorLog, LaneDemand, Outcome,
-    Park, SettleBatch, Timestamp,
+    Park, Partition, Session, SettleBatch, Timestamp,
 };
+use sqlx::Connection as _;
 
 use crate::common::*;
 
@@ -90,6 +92,70 @@ async fn a_deep_line_behind_a_stuck_head_is_parked_and_comes_back_in_order() {
     let all = second.claim(&want(100)).await.unwrap();
     assert_eq!(texts(&all.deliveries), line);
     assert_eq!(all.deliveries.iter().filter(|delivery| delivery.crashes == 1).count(), 6);
+}
+
+/// A session whose handler `a` has a line of twenty for the key `k`, all but the first of it parked.
+async fn with_a_parked_line(store: &Store) -> (Arc<dyn Session>, Partition) {
+    let session = store.open(&[handler("a")]).await;
+    let line = (0..20).map(|number| envelope(&number.to_string(), Some("k"))).collect();
+    store.publish(publication(line, &["a"])).await;
+    let claimed = claim_all(&session, 1, 20).await;
+    let partition = claimed[0].partition;
+    let ids: Vec<_> = claimed[1..].iter().map(|delivery| delivery.id).collect();
+    let parks = vec![Park { partition, key: "k".into(), from: ids[0], claimed: ids }];
+    session.settle(&SettleBatch { settlements: Vec::new(), parks }).await.unwrap();
+    (session, partition)
+}
+
+fn of_lane(partition: Partition, limit: usize) -> ClaimRequest {
+    ClaimRequest { lanes: vec![LaneDemand { partition, key: "k".into(), limit }], ..demand(0, 0) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_leaves_a_parked_line_is_accounted_for_at_once() {
+    let store = Store::new().await;
+    let (session, partition) = with_a_parked_line(&store).await;
+    // The store knows of nothing that the session holds, and cannot be told: nothing may leave the line.
+    store.execute("update event_bus.worker_handler set loaded_to = 0").await;
+    let mut own = store.connect().await;
+    let mut transaction = own.begin().await.unwrap();
+    let locked = sqlx::query("select from event_bus.worker_handler for update").execute(&mut *transaction);
+    assert_eq!(locked.await.unwrap().rows_affected(), 1);
+    let claim = tokio::spawn({
+        let session = session.clone();
+        async move { session.claim(&of_lane(partition, 5)).await }
+    });
+    while store.number("select count(*) from pg_stat_activity where wait_event_type = 'Lock'").await == 0 {
+        assert!(!claim.is_finished());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(store.number("select count(*) from event_bus.parked").await, 19);
+    transaction.commit().await.unwrap();
+    assert_eq!(texts(&claim.await.unwrap().unwrap().deliveries), ["1", "2", "3", "4", "5"]);
+    let unaccounted = "select count(*) from event_bus.delivery d join event_bus.worker_handler h using (handler_id) \
+                       where d.id > h.loaded_to";
+    assert_eq!(store.number(unaccounted).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failed_claim_took_out_of_a_parked_line_comes_first_of_the_next_one() {
+    let store = Store::new().await;
+    let (session, partition) = with_a_parked_line(&store).await;
+    store.publish(events(&["free"], None)).await;
+    // Free deliveries are claimed last, and not this time.
+    store
+        .execute(
+            "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
+             create trigger refuse before update on event_bus.delivery for each row execute function refuse()",
+        )
+        .await;
+    let request = ClaimRequest { demands: demand(1, 10).demands, ..of_lane(partition, 5) };
+    session.claim(&request).await.unwrap_err();
+    assert_eq!(store.number("select count(*) from event_bus.parked").await, 14);
+    store.execute("drop trigger refuse on event_bus.delivery").await;
+    let all = session.claim(&request).await.unwrap();
+    assert_eq!(texts(&all.deliveries), ["1", "2", "3", "4", "5", "free"]);
+    assert_eq!(store.number("select count(*) from event_bus.parked").await, 14);
 }
 
 #[tokio::test(flavor = "multi_thread")]
