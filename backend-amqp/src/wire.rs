@@ -76,6 +76,13 @@ pub(crate) fn message_id(event: EventId, handler: &str) -> String {
     format!("{event}/{handler}")
 }
 
+/// The time in an event id, where there is one: most often that of the publication, and then no header repeats it.
+fn time_of(event: EventId) -> Option<Timestamp> {
+    let id = event.as_uuid();
+    let millis = i64::try_from(id.as_u128() >> 80).ok()?;
+    (id.get_version_num() == 7).then(|| Timestamp::from_millis(millis))
+}
+
 /// The properties of a message for `handler`.
 pub(crate) fn properties(parcel: &Parcel, handler: &str, death: Option<&Death>) -> BasicProperties {
     let envelope = &parcel.envelope;
@@ -86,7 +93,9 @@ pub(crate) fn properties(parcel: &Parcel, handler: &str, death: Option<&Death>) 
     if envelope.version != 1 {
         put(VERSION, number(u64::from(envelope.version)));
     }
-    put(PUBLISHED_AT, AMQPValue::LongLongInt(envelope.published_at.as_millis()));
+    if Some(envelope.published_at) != time_of(envelope.id) {
+        put(PUBLISHED_AT, AMQPValue::LongLongInt(envelope.published_at.as_millis()));
+    }
     if parcel.position > 0 {
         put(POSITION, number(u64::from(parcel.position)));
     }
@@ -180,7 +189,10 @@ impl Reader {
                 key,
                 payload: Bytes::from(body),
                 headers: user_headers,
-                published_at: Timestamp::from_millis(headers.number(PUBLISHED_AT).unwrap_or(0)),
+                published_at: match headers.number(PUBLISHED_AT) {
+                    Some(millis) => Timestamp::from_millis(millis),
+                    None => time_of(id).unwrap_or(Timestamp::from_millis(0)),
+                },
             },
             position: headers.count(POSITION).unwrap_or(0),
             failures: headers.count(FAILURES).unwrap_or(0),
@@ -332,6 +344,24 @@ mod tests {
         assert_eq!(read.envelope, sent.envelope);
         assert_eq!((read.position, read.failures, read.crashes), (4, 2, 1));
         assert_eq!((read.errors, read.wait), (sent.errors, Duration::from_millis(2)));
+    }
+
+    #[test]
+    fn the_time_of_publication_comes_back_with_or_without_its_header() {
+        let mut sent = parcel();
+        for (id, millis, has_header) in [
+            (0x0000_0000_0005_7000_8000_0000_0000_0001, 5, false),
+            (0x0000_0000_0005_7000_8000_0000_0000_0001, 6, true),
+            (0x0000_0000_0005_4000_8000_0000_0000_0001, 5, true),
+        ] {
+            sent.envelope.id = EventId::from_uuid(uuid::Uuid::from_u128(id));
+            sent.envelope.published_at = Timestamp::from_millis(millis);
+            let written = properties(&sent, "a.b", None);
+            let headers = written.headers().clone().unwrap();
+            assert_eq!(headers.inner().contains_key(PUBLISHED_AT), has_header);
+            let read = Reader::default().read(&written, Vec::new()).unwrap();
+            assert_eq!(read.envelope.published_at, sent.envelope.published_at);
+        }
     }
 
     #[test]
