@@ -109,7 +109,7 @@ enum Workload {
     Backlog,
     /// Fan-out to 1 and to 5 handlers.
     FanOut,
-    /// Other keys' latency with one key blocked and 100,000 behind it.
+    /// Other keys' latency with one key blocked and 100,000 behind it, or as many as the store allows.
     Blocked,
 }
 

@@ -294,13 +294,13 @@ pub async fn fan_out(target: &dyn Target, scale: Scale, report: &mut Report) -> 
     Ok(())
 }
 
-/// Other keys' latency without and with one key blocked and 100,000 behind it.
+/// Other keys' latency without and with one key blocked and 100,000 behind it, or as many as the store allows.
 pub async fn blocked_key(target: &dyn Target, scale: Scale, report: &mut Report) -> Result<(), AnyError> {
-    let behind = 100_000 / scale.divisor;
     let count = 1_000 / scale.divisor;
     let mut p99s = Vec::new();
     for is_blocked in [false, true] {
         let store = target.fresh().await?;
+        let behind = (100_000 / scale.divisor).min(store.longest_line().unwrap_or(usize::MAX));
         let (report_latency, mut latencies) = mpsc::unbounded_channel();
         let backoff = Backoff::fixed(Duration::from_secs(3600));
         let options = HandlerOptions::new().backoff(backoff);
@@ -321,8 +321,8 @@ pub async fn blocked_key(target: &dyn Target, scale: Scale, report: &mut Report)
         if is_blocked {
             let mut batch = Ticked::many(1_000, None);
             batch.iter_mut().for_each(|event| event.key = Some("stuck".into()));
-            for _ in 0..behind / 1_000 {
-                bus.publish_all(&batch).await?;
+            for start in (0..behind).step_by(batch.len()) {
+                bus.publish_all(&batch[..batch.len().min(behind - start)]).await?;
             }
         }
         let worker = bus.start().await?;

@@ -21,6 +21,11 @@ pub trait Store: Send + Sync {
     /// Its address, for `connect`.
     fn url(&self) -> String;
 
+    /// How many deliveries may stand behind one key before others wait with it. `None`: as many as one likes.
+    fn longest_line(&self) -> Option<usize> {
+        None
+    }
+
     /// What the bare driver does with `count` payloads, apart from what the bus keeps in this store. `None` where nobody has
     /// measured such a thing.
     async fn raw(&self, question: Raw, count: usize, payload: &[u8]) -> Result<Option<Measured>, AnyError>;

@@ -46,6 +46,11 @@ impl Store for Broker {
         self.0.url().to_owned()
     }
 
+    /// What a queue hands out, and room for the other keys of the same queue.
+    fn longest_line(&self) -> Option<usize> {
+        Some(700)
+    }
+
     async fn raw(&self, question: Raw, count: usize, payload: &[u8]) -> Result<Option<Measured>, AnyError> {
         let queue = Queue::open(self.0.url()).await?;
         let (how, rate) = match question {
