@@ -20,6 +20,7 @@ mod scene;
 mod surroundings;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use medium::{Medium, Store};
@@ -71,7 +72,8 @@ async fn run(options: &Options) -> Report {
                 continue;
             }
             let since = Instant::now();
-            let surroundings = Surroundings::new(row.needs, *medium);
+            // Held until the server is gone, which may lie in them.
+            let surroundings = Arc::new(Surroundings::new(row.needs, *medium));
             let is_shared = options.pace.is_fast && row.needs.is_empty();
             let server = match shared.take().filter(|_| is_shared) {
                 Some(server) => Some(server),
@@ -81,7 +83,7 @@ async fn run(options: &Options) -> Report {
             if !std::mem::replace(&mut has_said, true) {
                 report.ran_on(medium.version(&store).await);
             }
-            let outcome = run_one(*medium, store, surroundings, row, options).await;
+            let outcome = run_one(*medium, store, surroundings.clone(), row, options).await;
             // A row that went wrong may have left it in any state.
             shared = server.filter(|_| is_shared && !outcome.has_failed());
             let time = since.elapsed();
@@ -96,7 +98,7 @@ async fn run(options: &Options) -> Report {
 async fn run_one(
     medium: Medium,
     store: Store,
-    surroundings: Surroundings,
+    surroundings: Arc<Surroundings>,
     row: Row,
     options: &Options,
 ) -> Outcome {

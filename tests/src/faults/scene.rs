@@ -56,14 +56,14 @@ pub(super) struct Scene {
     /// What must be there until the verdict, such as other servers.
     pub(super) kept: Vec<Box<dyn Any + Send + Sync>>,
     /// Dropped after the store.
-    pub(super) surroundings: Surroundings,
+    pub(super) surroundings: Arc<Surroundings>,
 }
 
 impl Scene {
     pub(super) async fn new(
         medium: Medium,
         store: Store,
-        surroundings: Surroundings,
+        surroundings: Arc<Surroundings>,
         seed: u64,
         pace: Pace,
     ) -> Self {
@@ -74,7 +74,7 @@ impl Scene {
 
     async fn before_the_store(
         store: Store,
-        surroundings: Surroundings,
+        surroundings: Arc<Surroundings>,
         medium: Medium,
         seed: u64,
         pace: Pace,
