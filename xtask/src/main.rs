@@ -20,14 +20,13 @@ cargo xtask <command>
 
   check           format, lints, documentation, every combination of features, and who may depend on whom
   test [--fast] [--containers]
-                  the whole suite: tests, doc tests, the example with a crash in the middle, the fast rows of the fault
-                  matrix, 10,000 simulated histories;
+                  the whole suite: tests, doc tests, the example with a crash in the middle, 10,000 simulated histories;
                   --fast leaves out the 10,000 histories (some hundreds run in the suite in any case);
                   --containers takes every server from Docker
   servers         starts Postgres, Redis and RabbitMQ for tests and prints their URLs, until Ctrl-C
   faults [backend..] [row..] [--fast] [--seed N] [--minutes M] [--report FILE]
                   the fault matrix: real processes are killed and stopped, connections cut, servers taken away; prints a
-                  table of what came of it, and writes it to FILE; --fast runs what takes some seconds, as `test` does
+                  table of what came of it, and writes it to FILE; --fast runs what takes some seconds
   bench [ARGS..]  the benchmarks, in release mode; `cargo xtask bench --help` lists the scenarios
 
 Nothing has to be installed but Rust. Servers that tests need are found by EVENT_BUS_TEST_{POSTGRES,REDIS,AMQP}_URL, among

@@ -65,20 +65,11 @@ fn steps(depth: Depth, source: Source, tally: &mut Tally) -> Result<(), Failed> 
     }
     step(cargo("test --workspace --doc"), tally)?;
     orders::run(tally)?;
-    faults(source, tally)?;
     if depth == Depth::Full {
         let simulation = Cargo::new("test --release -p event-bus-conformance --test simulation");
         step(simulation.env("EVENT_BUS_SIM_SEEDS", "10000"), tally)?;
     }
     Ok(())
-}
-
-/// The rows of the fault matrix that take some seconds.
-fn faults(source: Source, tally: &mut Tally) -> Result<(), Failed> {
-    let name = "faults::the_fast_subset";
-    let result = servers::faults(source, &["--fast"]);
-    tally.count(name, result.is_ok());
-    result
 }
 
 fn step(cargo: Cargo, tally: &mut Tally) -> Result<(), Failed> {
