@@ -153,7 +153,12 @@ impl Session for RedisSession {
             return Ok(());
         }
         let (shared, incarnation) = (&self.worker.shared, &self.worker.incarnation);
-        leave(shared, &self.link, incarnation, "clean").await.map_err(|failure| {
+        let mut left = leave(shared, &self.link, incarnation, "clean").await;
+        if matches!(left, Err(Failure::NotSent(_) | Failure::Unknown(_))) {
+            // A connection that was cut since it was last used fails once; a worker that has left already may say so again.
+            left = leave(shared, &self.link, incarnation, "clean").await;
+        }
+        left.map_err(|failure| {
             let why = failure.into_error("close", &shared.server);
             error(
                 ErrorKind::Unavailable,
