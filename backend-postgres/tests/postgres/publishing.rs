@@ -201,22 +201,31 @@ async fn calls_wait_for_a_connection_no_longer_than_the_write_timeout() {
     let store = Store::new().await;
     let config = config(store.database.url()).max_connections(1).write_timeout(Duration::from_secs(3));
     let publisher = PostgresBackend::new(config).unwrap();
-    let mut rival = store.connect().await;
-    let mut transaction = rival.begin().await.unwrap();
-    store.backend.publish_in(&mut *transaction, once("k", "first")).await.unwrap();
-    let waiting = {
+    let (mut one, mut two) = (store.connect().await, store.connect().await);
+    let (mut short, mut long) = (one.begin().await.unwrap(), two.begin().await.unwrap());
+    store.backend.publish_in(&mut *short, once("short", "first")).await.unwrap();
+    store.backend.publish_in(&mut *long, once("long", "first")).await.unwrap();
+    let publish = |key: &'static str| {
         let publisher = publisher.clone();
-        tokio::spawn(async move { publisher.publish(once("k", "second")).await })
+        tokio::spawn(async move { publisher.publish(once(key, "second")).await })
     };
+    let first = publish("short");
     while store.number("select count(*) from pg_locks where not granted").await == 0 {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    // The only connection is taken.
-    let refused = publisher.publish(once("another", "third")).await.unwrap_err();
+    // The only connection is taken, and will be taken for longer than the last call waits: until the one before it, which
+    // gets it now, has waited for its lock.
+    let blocked = publish("long");
+    store.number("select 0::int8").await;
+    let late = publish("another");
+    store.number("select 0::int8").await;
+    short.rollback().await.unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), Stored::New);
+    let refused = late.await.unwrap().unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
     // Its own statement ends by the server's lock time-out, and nothing of it is stored.
-    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
-    transaction.rollback().await.unwrap();
-    publisher.publish(once("k", "fourth")).await.unwrap();
-    assert_eq!(store.number("select count(*) from event_bus.delivery").await, 1);
+    assert_eq!(blocked.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    long.rollback().await.unwrap();
+    publisher.publish(once("long", "third")).await.unwrap();
+    assert_eq!(store.number("select count(*) from event_bus.delivery").await, 2);
 }
