@@ -5,6 +5,14 @@ use crate::shell::{Cargo, Failed, has_subcommand};
 use crate::tally::Tally;
 use crate::{features, orders, servers};
 
+/// Tests that make certificates and start a server which reads them: a container does not see the files.
+const OF_THIS_MACHINE: &[&str] = &[
+    "who_may_reach_a_broker",
+    "certificates_are_checked_against_an_authority_of_ones_own_and_the_name_of_the_server",
+    "events_go_by_tls_to_a_server_of_a_private_authority",
+    "a_certificate_of_another_authority_or_for_another_host_is_refused",
+];
+
 /// How long it may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Depth {
@@ -55,13 +63,21 @@ fn steps(depth: Depth, source: Source, tally: &mut Tally) -> Result<(), Failed> 
             Source::Here | Source::HereAndContainers => cargo,
         }
     };
+    let left_out = if source == Source::Containers { OF_THIS_MACHINE } else { &[] };
+    if !left_out.is_empty() {
+        println!("\nleft out, for they hand files to a server of this machine: {}", left_out.join(", "));
+    }
     if has_subcommand("nextest") {
-        step(cargo("nextest run --workspace --profile ci"), tally)?;
+        let filter = left_out.iter().map(|name| format!("& not test({name})"));
+        let filter = format!("all() {}", filter.collect::<Vec<_>>().join(" "));
+        step(cargo("nextest run --workspace --profile ci").args(&["-E", &filter]), tally)?;
     } else {
         println!(
             "cargo-nextest is not installed; cargo test runs the same tests, one program after the other"
         );
-        step(cargo("test --workspace --lib --bins --tests --no-fail-fast"), tally)?;
+        let mut skip = vec!["--"];
+        skip.extend(left_out.iter().flat_map(|name| ["--skip", name]));
+        step(cargo("test --workspace --lib --bins --tests --no-fail-fast").args(&skip), tally)?;
     }
     step(cargo("test --workspace --doc"), tally)?;
     orders::run(tally)?;
