@@ -5,12 +5,14 @@ use crate::shell::{Cargo, Failed, has_subcommand};
 use crate::tally::Tally;
 use crate::{features, orders, servers};
 
-/// Tests that make certificates and start a server which reads them: a container does not see the files.
+/// Tests whose servers read certificates that they make, or talk to one another: a container sees neither the files nor the
+/// ports of this machine.
 const OF_THIS_MACHINE: &[&str] = &[
     "who_may_reach_a_broker",
     "certificates_are_checked_against_an_authority_of_ones_own_and_the_name_of_the_server",
     "events_go_by_tls_to_a_server_of_a_private_authority",
     "a_certificate_of_another_authority_or_for_another_host_is_refused",
+    "a_failover_by_sentinel_is_followed_by_an_address_that_does",
 ];
 
 /// How long it may take.
@@ -65,7 +67,10 @@ fn steps(depth: Depth, source: Source, tally: &mut Tally) -> Result<(), Failed> 
     };
     let left_out = if source == Source::Containers { OF_THIS_MACHINE } else { &[] };
     if !left_out.is_empty() {
-        println!("\nleft out, for they hand files to a server of this machine: {}", left_out.join(", "));
+        println!(
+            "\nleft out, for their servers need files or servers of this machine: {}",
+            left_out.join(", ")
+        );
     }
     if has_subcommand("nextest") {
         let filter = left_out.iter().map(|name| format!("& not test({name})"));
