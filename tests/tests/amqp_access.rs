@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use event_bus::prelude::*;
@@ -78,6 +78,16 @@ impl Authority {
             ("ssl_options.fail_if_no_peer_cert", "false"),
         ])
         .await;
+        // It is up when it answers without TLS; that it does with TLS may take a moment longer.
+        let address = format!("127.0.0.1:{port}");
+        let speaks = || {
+            let mut openssl = Command::new("openssl");
+            openssl.args(["s_client", "-verify_return_error", "-CAfile", &authority, "-connect", &address]);
+            openssl.stdin(Stdio::null()).output().unwrap().status.success()
+        };
+        while !speaks() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         (broker, port)
     }
 }
