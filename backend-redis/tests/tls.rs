@@ -3,61 +3,26 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use common::{Store, assert_refused, claim, envelope, publication, settle, worker};
-use event_bus_conformance::servers::free_port;
+use event_bus_conformance::servers::{Authority, free_port};
 use event_bus_core::ErrorKind;
 use event_bus_core::backend::{Backend, Outcome};
 use event_bus_redis::RedisBackend;
 
-/// Certificates in a directory of their own.
-struct Authority(tempfile::TempDir);
-
-impl Authority {
-    /// An authority, and a certificate of it for this host.
-    fn new(host: &str) -> Self {
-        let authority = Self(tempfile::tempdir().unwrap());
-        std::fs::write(authority.file("host.ext"), format!("subjectAltName=DNS:{host}\n")).unwrap();
-        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-        for command in [
-            format!("req -x509 {key} -days 2 -subj /CN=authority-of-{host} -keyout ca.key -out ca.pem"),
-            format!("req -new {key} -subj /CN=server -keyout host.key -out host.csr"),
-            "x509 -req -in host.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile host.ext -out host.pem"
-                .to_owned(),
-        ] {
-            authority.openssl(&command);
-        }
-        authority
-    }
-
-    /// Runs the program (Debian: `apt-get install openssl`).
-    fn openssl(&self, arguments: &str) {
-        let mut openssl = Command::new("openssl");
-        openssl.args(arguments.split(' ')).current_dir(self.0.path());
-        let output = openssl.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// A server with its certificate, and its port for TLS.
-    async fn server(&self) -> (Store, u16) {
-        let port = free_port();
-        let files = ["host.pem", "host.key", "ca.pem"].map(|name| self.file(name).display().to_string());
-        let store = Store::unprepared(&[
-            ("tls-port", &port.to_string()),
-            ("tls-cert-file", &files[0]),
-            ("tls-key-file", &files[1]),
-            ("tls-ca-cert-file", &files[2]),
-            ("tls-auth-clients", "no"),
-        ])
-        .await;
-        (store, port)
-    }
+/// A server with a certificate, and its port for TLS.
+async fn server(authority: &Authority) -> (Store, u16) {
+    let port = free_port();
+    let store = Store::unprepared(&[
+        ("tls-port", &port.to_string()),
+        ("tls-cert-file", &authority.path("host.pem")),
+        ("tls-key-file", &authority.path("host.key")),
+        ("tls-ca-cert-file", &authority.path("ca.pem")),
+        ("tls-auth-clients", "no"),
+    ])
+    .await;
+    (store, port)
 }
 
 fn backend(port: u16, authority: Option<&Path>) -> RedisBackend {
@@ -70,8 +35,8 @@ fn backend(port: u16, authority: Option<&Path>) -> RedisBackend {
 
 #[tokio::test]
 async fn events_go_by_tls_to_a_server_of_a_private_authority() {
-    let authority = Authority::new("localhost");
-    let (store, port) = authority.server().await;
+    let authority = Authority::new("DNS:localhost");
+    let (store, port) = server(&authority).await;
     let backend = backend(port, Some(&authority.file("ca.pem")));
     backend.prepare().await.unwrap();
     let session = backend.open(&worker()).await.unwrap();
@@ -88,9 +53,9 @@ async fn events_go_by_tls_to_a_server_of_a_private_authority() {
 
 #[tokio::test]
 async fn a_certificate_of_another_authority_or_for_another_host_is_refused() {
-    let (ours, stranger) = (Authority::new("localhost"), Authority::new("elsewhere.example"));
-    let (_store, port) = ours.server().await;
-    let (_other, port_of_other) = stranger.server().await;
+    let (ours, stranger) = (Authority::new("DNS:localhost"), Authority::new("DNS:elsewhere.example"));
+    let (_store, port) = server(&ours).await;
+    let (_other, port_of_other) = server(&stranger).await;
     for (backend, part) in [
         (backend(port, Some(&stranger.file("ca.pem"))), "UnknownIssuer"),
         (backend(port, None), "UnknownIssuer"),

@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use event_bus::prelude::*;
 use event_bus::{AmqpBackend, ErrorKind, chain};
-use event_bus_conformance::servers::{RabbitMq, free_port};
+use event_bus_conformance::servers::{Authority, RabbitMq, free_port};
 use lapin::options::{BasicConsumeOptions, BasicGetOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
@@ -38,58 +37,36 @@ fn bus(url: &str) -> (EventBus, mpsc::UnboundedReceiver<u64>) {
     (builder.build().unwrap(), told)
 }
 
-/// Certificates in a directory of their own.
-struct Authority(tempfile::TempDir);
-
-impl Authority {
-    /// An authority, and a certificate of it for this host.
-    fn new(host: &str) -> Self {
-        let authority = Self(tempfile::tempdir().unwrap());
-        std::fs::write(authority.file("host.ext"), format!("subjectAltName=DNS:{host}\n")).unwrap();
-        for arguments in [
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=authority-HOST -keyout ca.key -out ca.pem",
-            "req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=server -keyout host.key -out host.csr",
-            "x509 -req -in host.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile host.ext -out host.pem",
-        ] {
-            let mut openssl = Command::new("openssl");
-            let arguments = arguments.replace("HOST", host);
-            openssl.args(arguments.split(' ')).current_dir(authority.0.path());
-            let output = openssl.output().expect("the program openssl (Debian: apt-get install openssl)");
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        }
-        authority
+/// A broker with its certificate, and the port for TLS.
+async fn broker(authority: &Authority) -> (RabbitMq, u16) {
+    let port = free_port();
+    let broker = RabbitMq::start(&[
+        ("listeners.ssl.1", &format!("127.0.0.1:{port}")),
+        ("ssl_options.cacertfile", &authority.path("ca.pem")),
+        ("ssl_options.certfile", &authority.path("host.pem")),
+        ("ssl_options.keyfile", &authority.path("host.key")),
+        ("ssl_options.verify", "verify_none"),
+        ("ssl_options.fail_if_no_peer_cert", "false"),
+    ])
+    .await;
+    // It is up when it answers without TLS; that it does with TLS may take a moment longer.
+    let address = format!("127.0.0.1:{port}");
+    let speaks = || {
+        let mut openssl = Command::new("openssl");
+        openssl.args([
+            "s_client",
+            "-verify_return_error",
+            "-CAfile",
+            &authority.path("ca.pem"),
+            "-connect",
+            &address,
+        ]);
+        openssl.stdin(Stdio::null()).output().unwrap().status.success()
+    };
+    while !speaks() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// A broker with its certificate, and the port for TLS.
-    async fn broker(&self) -> (RabbitMq, u16) {
-        let port = free_port();
-        let [authority, certificate, key] =
-            ["ca.pem", "host.pem", "host.key"].map(|name| self.file(name).display().to_string());
-        let broker = RabbitMq::start(&[
-            ("listeners.ssl.1", &format!("127.0.0.1:{port}")),
-            ("ssl_options.cacertfile", &authority),
-            ("ssl_options.certfile", &certificate),
-            ("ssl_options.keyfile", &key),
-            ("ssl_options.verify", "verify_none"),
-            ("ssl_options.fail_if_no_peer_cert", "false"),
-        ])
-        .await;
-        // It is up when it answers without TLS; that it does with TLS may take a moment longer.
-        let address = format!("127.0.0.1:{port}");
-        let speaks = || {
-            let mut openssl = Command::new("openssl");
-            openssl.args(["s_client", "-verify_return_error", "-CAfile", &authority, "-connect", &address]);
-            openssl.stdin(Stdio::null()).output().unwrap().status.success()
-        };
-        while !speaks() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        (broker, port)
-    }
+    (broker, port)
 }
 
 /// The address for TLS of a broker on this machine, which trusts the authorities of a file.
@@ -113,8 +90,8 @@ async fn who_may_reach_a_broker() {
         eprintln!("not run: {why}");
         return;
     }
-    let (ours, stranger) = (Authority::new("localhost"), Authority::new("elsewhere.example"));
-    let (broker, port) = ours.broker().await;
+    let (ours, stranger) = (Authority::new("DNS:localhost"), Authority::new("DNS:elsewhere.example"));
+    let (broker, port) = broker(&ours).await;
     events_go_by_tls_to_a_broker_of_a_private_authority(&broker, port, &ours).await;
     a_certificate_of_another_authority_or_for_another_host_is_refused(port, &ours, &stranger).await;
     one_user_only_publishes_and_another_one_works(&broker).await;
