@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         ["check"] => check::run(),
         ["test", options @ ..] => test::Options::read(options).and_then(test::run),
         ["servers"] => servers::hold(),
-        ["faults", rest @ ..] => faults(rest),
+        ["faults", rest @ ..] => servers::faults(rest),
         ["bench", rest @ ..] => bench(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");
@@ -54,10 +54,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn faults(arguments: &[&str]) -> Result<(), Failed> {
-    servers::faults(servers::provide(false)?, arguments)
 }
 
 fn bench(arguments: &[&str]) -> Result<(), Failed> {

@@ -93,18 +93,12 @@ pub(crate) fn provide(only_containers: bool) -> Result<Source, Failed> {
 }
 
 /// Runs the fault matrix.
-pub(crate) fn faults(source: Source, arguments: &[&str]) -> Result<(), Failed> {
-    let features = if source.needs_containers() { " --features containers" } else { "" };
-    let cargo = |arguments: &str| {
-        let cargo = Cargo::new(arguments);
-        match source {
-            Source::Containers => cargo.env("EVENT_BUS_TEST_SERVERS", "containers"),
-            Source::Here | Source::HereAndContainers => cargo,
-        }
-    };
+pub(crate) fn faults(arguments: &[&str]) -> Result<(), Failed> {
+    let features = if provide(false)?.needs_containers() { " --features containers" } else { "" };
     // The programs that it kills are built with it.
-    cargo(&format!("build --quiet -p event-bus-conformance{features} --bins")).run()?;
-    cargo(&format!("run --quiet -p event-bus-conformance{features} --bin faults --")).args(arguments).run()
+    Cargo::new(&format!("build --quiet -p event-bus-conformance{features} --bins")).run()?;
+    let faults = Cargo::new(&format!("run --quiet -p event-bus-conformance{features} --bin faults --"));
+    faults.args(arguments).run()
 }
 
 /// `cargo xtask servers`: starts all, prints their URLs, and holds them until it is interrupted.
