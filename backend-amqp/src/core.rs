@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use event_bus_core::backend::{HandlerSpec, Notice, WorkerSpec};
+use event_bus_core::clock::BootTime;
 use event_bus_core::{Error, ErrorKind};
 use futures_util::FutureExt as _;
 use lapin::options::BasicAckOptions;
@@ -15,7 +16,6 @@ use tokio::time::Instant;
 
 use crate::backend::Shared;
 use crate::buffer::{Ack, Buffer};
-use event_bus_core::clock::BootTime;
 
 use crate::error::error;
 use crate::post::{self, Undelivered};

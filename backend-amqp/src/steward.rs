@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_bus_core::backend::Notice;
+use event_bus_core::clock::BootTime;
 use event_bus_core::{ErrorKind, Result, chain, codec};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
@@ -29,7 +30,6 @@ use crate::line;
 use crate::link::{close_connection, within};
 use crate::session::connection_lost;
 use crate::topology::{self, PREFETCH, Place, short};
-use event_bus_core::clock::BootTime;
 
 /// A queue that was vacant in so many looks in a row is taken by anybody, whatever its share.
 const PATIENCE: u32 = 3;

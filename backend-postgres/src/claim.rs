@@ -8,7 +8,7 @@ use event_bus_core::backend::{
     AttemptError, ClaimRequest, Claimed, DeadReason, Delivery, Demand, ErrorLog, ParkedLane, Partition,
     Timestamp,
 };
-use event_bus_core::clock::{Clock as _, SystemClock};
+use event_bus_core::clock::{BootTime, Clock as _, SystemClock};
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
@@ -16,7 +16,6 @@ use crate::keeper::{Keeper, Lease};
 use crate::leases::partition;
 use crate::row::{self, FREE, Place, Unreadable};
 use crate::store::{self, LaneArrays, Places, SlotDemand, Verdicts};
-use event_bus_core::clock::BootTime;
 
 /// How many scheduled deliveries one claim gives their place.
 const PROMOTE: i64 = 1_000;

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_bus_core::backend::{ClaimRequest, Claimed, Delivery, Partition, SettleBatch};
+use event_bus_core::clock::BootTime;
 use event_bus_core::{Error, ErrorKind, Result};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
@@ -31,7 +32,6 @@ use crate::listen::LEASES;
 use crate::row::{self, FREE, Names, Place};
 use crate::session::State;
 use crate::store::{self, Places};
-use event_bus_core::clock::BootTime;
 
 /// The longest time between two looks at who owns what, which are the session's beats as well. The time until a worker
 /// that vanished is noticed.

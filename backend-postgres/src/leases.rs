@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use event_bus_core::backend::{HandlerIndex, Notice, Partition};
+use event_bus_core::clock::BootTime;
 use event_bus_core::{Result, SLOTS};
 use tokio::time::Instant;
 
@@ -11,7 +12,6 @@ use crate::keeper::{Keeper, Lease};
 use crate::listen::LEASES;
 use crate::row::{self, FREE};
 use crate::store::{self, Survey};
-use event_bus_core::clock::BootTime;
 
 /// The first server version that ends silent sessions by itself.
 const ENDS_SILENT_SESSIONS: i32 = 140_000;

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use event_bus_core::backend::{
     ClaimRequest, Claimed, Connection, Delivery, Notice, Outcome, Partition, Session, SettleBatch, WorkerSpec,
 };
+use event_bus_core::clock::BootTime;
 use event_bus_core::{Error, ErrorKind, Result, SLOTS};
 use sqlx::postgres::PgConnection;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -24,7 +25,6 @@ use crate::publish::handler_ids;
 use crate::row::{self, Place};
 use crate::store;
 use crate::transaction;
-use event_bus_core::clock::BootTime;
 
 /// How often the trust in the session is looked at.
 const WATCH: Duration = Duration::from_millis(100);

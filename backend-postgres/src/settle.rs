@@ -2,6 +2,7 @@
 
 use event_bus_core::Result;
 use event_bus_core::backend::{ErrorLog, Outcome, SettleBatch};
+use event_bus_core::clock::BootTime;
 use sqlx::postgres::PgConnection;
 
 use crate::connection::At;
@@ -9,7 +10,6 @@ use crate::keeper::Keeper;
 use crate::publish::delay_ms;
 use crate::row;
 use crate::store::{self, Places, Verdicts, Waits};
-use event_bus_core::clock::BootTime;
 
 /// A batch, sorted by what the store has to do.
 #[derive(Default)]

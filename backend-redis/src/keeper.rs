@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use event_bus_core::ErrorKind;
 use event_bus_core::backend::{DeliveryId, HandlerIndex, Partition};
+use event_bus_core::clock::BootTime;
 
 use crate::error::Failure;
 use crate::ids;
@@ -14,7 +15,6 @@ use crate::link::Link;
 use crate::reply::Reply;
 use crate::script;
 use crate::worker::{Owned, Worker};
-use event_bus_core::clock::BootTime;
 
 /// How long a worker trusts its last answered beat, in parts of its lease. What is left is for clocks that differ.
 pub(crate) const TRUST: f64 = 0.8;

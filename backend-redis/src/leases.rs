@@ -9,9 +9,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use event_bus_core::SLOTS;
-use xxhash_rust::xxh3::xxh3_64;
-
 use event_bus_core::clock::BootTime;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// What a worker said about itself when it came.
 #[derive(Clone, Debug, PartialEq)]

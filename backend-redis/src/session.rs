@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use event_bus_core::backend::{
     ClaimRequest, Claimed, HandlerSpec, Notice, Partition, Session, SettleBatch, WorkerSpec,
 };
+use event_bus_core::clock::BootTime;
 use event_bus_core::{ErrorKind, Result, SLOTS};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
@@ -20,7 +21,6 @@ use crate::script;
 use crate::settle::Settler;
 use crate::wake;
 use crate::worker::Worker;
-use event_bus_core::clock::BootTime;
 
 /// A worker. Dropped without [`close`](Session::close), it leaves an unclean end.
 pub(crate) struct RedisSession {

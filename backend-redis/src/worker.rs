@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_bus_core::backend::{DeliveryId, HandlerIndex, HandlerSpec, Partition};
+use event_bus_core::clock::BootTime;
 use event_bus_core::{Error, ErrorKind};
 use tokio::sync::Notify;
 
 use crate::backend::Shared;
 use crate::error::{Failure, error};
 use crate::held::Held;
-use event_bus_core::clock::BootTime;
 
 /// Names a partition within a session: handler and slot.
 pub(crate) type SlotId = (HandlerIndex, u16);

@@ -35,6 +35,7 @@
 
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
+mod authority;
 #[cfg(feature = "containers")]
 mod container;
 mod engine;
@@ -51,6 +52,7 @@ mod redis;
 mod server;
 mod shared;
 
+pub use authority::Authority;
 pub use engine::{Address, Engine, Image, Place, Ports, Recipe};
 pub use pgbouncer::PgBouncerEngine;
 pub use ports::free_port;
