@@ -4,8 +4,10 @@
 mod common;
 
 use common::{Store, claim, envelope, publication, ready_and_waiting, settle, worker};
+use event_bus_conformance::proxy::{Direction, Proxy, Sign, Then};
 use event_bus_core::ErrorKind;
 use event_bus_core::backend::{Backend, DeadLetterFilter, DeadReason, ErrorLog, Notice, Outcome, Stored};
+use event_bus_redis::RedisBackend;
 
 #[tokio::test]
 async fn flushed_scripts_are_loaded_again() {
@@ -22,6 +24,23 @@ async fn flushed_scripts_are_loaded_again() {
     }
     assert_eq!(ready_and_waiting(&backend).await, 0);
     session.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_whose_connection_is_cut_as_it_ends_ends_in_peace() {
+    let store = Store::new().await;
+    let proxy = Proxy::start(store.server.host()).await;
+    let url = proxy.url(&format!("{}?bus=test&lease_ms=60000", store.server.url()));
+    let backend = RedisBackend::from_url(&url).unwrap();
+    // The request arrives or it does not: both must be well.
+    for then in [Then::Swallow, Then::Cut] {
+        let session = backend.open(&worker()).await.unwrap();
+        let trap = proxy.trap(Direction::ToServer, Sign::Contains(b"clean".to_vec()), then);
+        session.close().await.unwrap();
+        trap.sprung().await;
+        // Nobody has to wait for its lease.
+        assert_eq!(store.command::<u64>(&["HLEN", "{test}:w"]).await, 0);
+    }
 }
 
 #[tokio::test]
