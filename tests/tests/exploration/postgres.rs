@@ -5,7 +5,7 @@
 //! for [`HANDOVER`].
 
 use super::search::{Label, Model, Step};
-use super::work::{Add, Cluster, FAILS, Hands, Link, Process, Set, Truth, WORKERS, runs};
+use super::work::{Add, Cluster, FAILS, Hands, Link, Process, Set, Truth, WORKERS, in_fields, runs};
 
 const TRUST: u8 = 1;
 const SILENCE: u8 = 2;
@@ -136,21 +136,7 @@ impl State {
 }
 
 impl Cluster for State {
-    fn process(&mut self, worker: usize) -> &mut Process {
-        &mut self.workers[worker].process
-    }
-
-    fn link(&mut self, worker: usize) -> &mut Link {
-        &mut self.workers[worker].link
-    }
-
-    fn truth(&mut self) -> &mut Truth {
-        &mut self.truth
-    }
-
-    fn trusts(&self, worker: usize) -> bool {
-        self.workers[worker].trust > 0
-    }
+    in_fields!();
 
     fn loses(&mut self, worker: usize) {
         let it = self.workers[worker];

@@ -7,7 +7,7 @@
 
 use super::search::{Label, Model, Step};
 use super::work::{
-    Add, Cluster, DELIVERIES, FAILS, Hands, Link, Process, SUCCEEDS, Set, Truth, WORKERS, runs,
+    Add, Cluster, DELIVERIES, FAILS, Hands, Link, Process, SUCCEEDS, Set, Truth, WORKERS, in_fields, runs,
 };
 
 const TRUST: u8 = 1;
@@ -146,21 +146,7 @@ impl State {
 }
 
 impl Cluster for State {
-    fn process(&mut self, worker: usize) -> &mut Process {
-        &mut self.workers[worker].process
-    }
-
-    fn link(&mut self, worker: usize) -> &mut Link {
-        &mut self.workers[worker].link
-    }
-
-    fn truth(&mut self) -> &mut Truth {
-        &mut self.truth
-    }
-
-    fn trusts(&self, worker: usize) -> bool {
-        self.workers[worker].trust > 0
-    }
+    in_fields!();
 
     fn loses(&mut self, worker: usize) {
         let it = self.workers[worker];

@@ -226,6 +226,28 @@ pub(crate) fn runs(
 pub(crate) const SUCCEEDS: &str = "succeeds with";
 pub(crate) const FAILS: &str = "fails with";
 
+/// That a state keeps what every [`Cluster`] has in fields of these names.
+macro_rules! in_fields {
+    () => {
+        fn process(&mut self, worker: usize) -> &mut Process {
+            &mut self.workers[worker].process
+        }
+
+        fn link(&mut self, worker: usize) -> &mut Link {
+            &mut self.workers[worker].link
+        }
+
+        fn truth(&mut self) -> &mut Truth {
+            &mut self.truth
+        }
+
+        fn trusts(&self, worker: usize) -> bool {
+            self.workers[worker].trust > 0
+        }
+    };
+}
+pub(crate) use in_fields;
+
 /// A store with processes connected to it.
 pub(crate) trait Cluster: Copy {
     fn process(&mut self, worker: usize) -> &mut Process;
